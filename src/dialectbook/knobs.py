@@ -1,0 +1,166 @@
+"""The knobs: every setting of the book, its type and range, and where its value comes from.
+
+`params/paper.yaml` states the published settings, a profile overrides what its machine must, an experiment changes what
+it is about, and the reader may override the rest:  paper < profile < experiment < overrides.
+"""
+
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .files import UserError
+from .paths import PARAMS
+
+Kind = Literal["dialect", "neutral", "mixed"]
+Tag = Literal["none", "prefix"]
+
+
+class Knobs(BaseModel):
+    """All knobs of a run; types are strict, so the text "2e-4" is not taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    # data
+    scenario_limit: int = Field(ge=0, description="use only the first n curated scenarios; 0: all")
+    banned_topics: list[str] = Field(description="topics dropped by the curation")
+    max_words: int = Field(ge=10, le=2000, description="longest instruction or response kept, in words")
+    rouge_l_threshold: float = Field(gt=0, le=1, description="ROUGE-L at which a second instruction is a repetition")
+    split_shares: list[float] = Field(min_length=3, max_length=3, description="train, dev and test share of scenarios")
+    data_seed: int = Field(ge=0, description="seed of shuffling and splitting")
+    instruction_kind_train: Kind = Field(description="instructions trained on: in the dialect, neutral (MSA), or mixed")
+    instruction_kind_test: Kind = Field(description="instructions tested on; mixed asks every pair both ways")
+    # base model
+    base_model: str = Field(min_length=1, description="'twin', a hub id or a local folder in the hub's format")
+    base_revision: str = Field(description="commit or tag of the hub model")
+    trust_remote_code: bool = Field(description="run Python code that comes with a hub model")
+    quantization: Literal["none", "nf4"] = Field(description="weights of the frozen base")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="compute precision")
+    vocab_size: int = Field(ge=300, le=300_000, description="tokens of the twin's byte-level BPE")
+    twin_hidden_size: int = Field(ge=32, le=4096, multiple_of=8)
+    twin_layers: int = Field(ge=1, le=64)
+    twin_heads: int = Field(ge=1, le=64)
+    pretrain_tokens: int = Field(ge=1000, description="tokens that the twin's pre-training sees")
+    pretrain_learning_rate: float = Field(gt=0, lt=1)
+    pretrain_batch_size: int = Field(ge=1, le=4096, description="sequences per step")
+    pretrain_dialect_share: float = Field(ge=0, le=1, description="share of the training scenarios whose dialect versions "
+                                          "enter the twin's pre-training; the MSA version of each always does")
+    # LoRA
+    tune: bool = Field(description="train an adapter; false evaluates the base as it is")
+    tag_train: Tag = Field(description="dialect tag before the training instructions")
+    tag_test: Tag = Field(description="dialect tag before the test instructions")
+    lora_r: int = Field(ge=1, le=1024)
+    lora_alpha: int = Field(ge=1, le=4096)
+    lora_dropout: float = Field(ge=0, lt=1)
+    lora_targets: list[str] = Field(min_length=1)
+    num_epochs: int = Field(ge=1, le=100)
+    learning_rate: float = Field(gt=0, lt=1)
+    lr_scheduler: Literal["cosine", "cosine_with_restarts", "linear", "constant"]
+    warmup_ratio: float = Field(ge=0, lt=1)
+    batch_size: int = Field(ge=1, le=4096, description="sequences per device and forward pass")
+    gradient_accumulation: int = Field(ge=1, le=1024)
+    gradient_checkpointing: bool
+    max_length: int = Field(ge=32, le=32768, description="tokens per training row")
+    packing: bool = Field(description="fill rows with several examples")
+    loss_on: Literal["full", "response"] = Field(description="tokens that the loss counts")
+    keep_best: bool = Field(description="end with the checkpoint of the lowest dev loss")
+    seeds: list[int] = Field(min_length=1, description="training and sampling seeds; one run each")
+    # sampling
+    temperature: float = Field(gt=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=0)
+    max_new_tokens: int = Field(ge=1, le=8192)
+    sample_batch_size: int = Field(ge=1, le=4096)
+    # measuring
+    judge_model: str = Field(min_length=1, description="'builtin', a hub id or a local folder")
+    judge_revision: str
+    low_confidence: float = Field(gt=0, lt=1, description="highest probability under which a label is unsure")
+    bertscore_model: str = Field(min_length=1, description="'twin' (the base itself), a hub id or a local folder")
+    bertscore_layer: int = Field(ge=1, le=100)
+    self_bleu_references: int = Field(ge=1, description="other outputs that each output is compared with (corrected)")
+    resamples: int = Field(ge=100, description="bootstrap resamples")
+
+
+def read_yaml(path):
+    """Return a YAML file's mapping; raises UserError that names file, line and problem."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing.")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+
+
+def profile_names():
+    """Return the names of all profiles (the files in params/ that say `extends`)."""
+    return sorted(p.stem for p in PARAMS.glob("*.yaml") if "extends" in read_yaml(p))
+
+
+def experiments():
+    """Return the named experiments: name -> {"about", "changes"} (params/experiments.yaml)."""
+    return read_yaml(PARAMS / "experiments.yaml")
+
+
+def load_knobs(profile, experiment="", overrides=None):
+    """Return (knobs, table): the validated Knobs of a run, and where each comes from.
+
+    `table` has one row per knob: knob, here, paper, source, reason. Raises UserError (one sentence: file, key, what was
+    found, what is allowed) for an unknown profile, experiment or knob, a wrong type, or a value out of range.
+    """
+    if profile not in profile_names():
+        raise UserError(f"profile {profile!r} is unknown; choose one of: auto, {', '.join(profile_names())}.")
+    paper_file, profile_file = PARAMS / "paper.yaml", PARAMS / f"{profile}.yaml"
+    paper = read_yaml(paper_file)
+    values = {key: entry["value"] for key, entry in paper.items()}
+    origin = dict.fromkeys(values, paper_file.name)
+    reason = dict.fromkeys(values, "")
+    for key, entry in read_yaml(profile_file).get("overrides", {}).items():
+        values[key], origin[key], reason[key] = entry["value"], profile_file.name, entry["reason"]
+    if experiment:
+        known = experiments()
+        if experiment not in known:
+            raise UserError(f"experiment {experiment!r} is unknown; params/experiments.yaml has: {', '.join(known)}.")
+        for key, value in known[experiment]["changes"].items():
+            values[key], origin[key], reason[key] = value, "experiments.yaml", f"what experiment {experiment} is about"
+    for key, value in (overrides or {}).items():
+        values[key], origin[key], reason[key] = value, "overrides", "set by the reader"
+    try:
+        knobs = Knobs(**values)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], values, origin)) from None
+    if abs(sum(knobs.split_shares) - 1) > 1e-9 or min(knobs.split_shares) <= 0:
+        raise UserError(f"{origin['split_shares']}: split_shares = {knobs.split_shares} must be positive and sum to 1.")
+    if knobs.twin_hidden_size % knobs.twin_heads:
+        raise UserError(f"{origin['twin_heads']}: twin_heads = {knobs.twin_heads} must divide twin_hidden_size = "
+                        f"{knobs.twin_hidden_size}.")
+    table = [{"knob": key, "here": values[key], "paper": paper[key]["value"] if paper[key].get("published", True) else "–",
+              "source": paper[key]["source"], "reason": reason[key]} for key in Knobs.model_fields]
+    return knobs, table
+
+
+def _sentence(problem, values, origin):
+    """Return one sentence for pydantic's first complaint: file, key, what was found, what is allowed, the fix."""
+    key = str(problem["loc"][0])
+    where = origin.get(key, "paper.yaml")
+    if problem["type"] == "extra_forbidden":
+        from rapidfuzz import process
+
+        near = process.extractOne(key, list(Knobs.model_fields))[0]
+        return f"{where}: {key!r} is no knob; did you mean {near!r}? Known knobs: {', '.join(Knobs.model_fields)}."
+    if problem["type"] == "missing":
+        return f"paper.yaml: the knob {key!r} is missing; every knob needs a value and a source there."
+    found = values[key]
+    allowed = problem["msg"].replace("Input should be", "it must be")
+    fix = ""
+    if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
+        fix = f" YAML reads it as text: write it without quotes and with a point, e.g. {_as_number(found)}."
+    return f"{where}: {key} = {found!r} ({type(found).__name__}) is not allowed: {allowed}.{fix}"
+
+
+def _as_number(text):
+    try:
+        value = float(text)
+    except ValueError:
+        return "2.0e-4"
+    return f"{value:.1e}" if "e" in text.lower() else repr(value)
