@@ -4,7 +4,6 @@ Starts Snakemake, shows which chapter runs and how many are left, and ends with 
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ import time
 
 import yaml
 
-from .files import UserError, read_json
+from .files import UserError, read_json, write_text
 from .hardware import pick_profile
 from .knobs import load_knobs
 from .paths import ROOT, Run
@@ -30,6 +29,11 @@ def parse_overrides(pairs):
             raise UserError(f"--set {pair!r} has no value; write --set knob=value.")
         overrides[key.strip()] = yaml.safe_load(value)
     return overrides
+
+
+def flow(value):
+    """Return a value as YAML on one line, which keeps small numbers numbers (1.0e-05; JSON's 1e-05 would become text)."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf")).strip()
 
 
 def lock(folder):
@@ -56,11 +60,11 @@ def run_book(profile="auto", target="book", overrides=None, cores=0):
     held = lock(run.root)
     cores = cores or os.cpu_count() or 1
     print(f"Profile {profile} ({why}), {cores} cores, everything under {os.path.relpath(run.root)}", flush=True)
+    settings = write_text(run.root / "settings.yaml", flow({"profile": profile, "overrides": overrides or {}}) + "\n")
     # --nolock: the lock above does the same and does not outlive a killed run
     command = [sys.executable, "-m", "snakemake", target, "--snakefile", str(ROOT / "workflow/Snakefile"), "--cores", str(cores),
                "--workflow-profile", str(ROOT / "workflow/profiles/default"), "--nolock", "--rerun-incomplete",
-               "--rerun-triggers", "mtime", "params", "input", "--nocolor",
-               "--config", f"profile={profile}", f"overrides={json.dumps(json.dumps(overrides or {}))}"]
+               "--nocolor", "--configfile", str(settings)]
     environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}",
                                 "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT / "src")}
     begun, log = time.perf_counter(), run.root / "snakemake.log"
