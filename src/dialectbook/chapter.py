@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 
 from .files import write_json
-from .hardware import detect, pick_profile
+from .hardware import GPU_PROFILES, detect, pick_profile
 from .knobs import load_knobs
 from .paths import Run
 
@@ -21,17 +21,17 @@ def start(profile="auto", experiment="", seed=0, overrides=None, sections=None):
     """
     from IPython.display import display
 
-    from .show import folded, table
+    from .show import folded, paragraphs, table
 
     hardware = detect()
     profile, why = pick_profile(profile, hardware)
     knobs, rows = load_knobs(profile, experiment, overrides)
     run = Run(profile)
-    what = "" if profile in ("a100", "t4") else " Its numbers come from the CPU twin: they speak about the mechanism, not about ALLaM-7B."
-    print(f"Profile {profile} ({why}).{what}")
-    print(f"Machine: {hardware}. Precision: {knobs.dtype}. Base model: {knobs.base_model}."
-          + (f" Experiment: {experiment}, seed {seed}." if experiment else ""))
-    print("Versions: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    twin = "" if profile in GPU_PROFILES else " Its numbers come from the CPU twin: they speak about the mechanism, not about ALLaM-7B."
+    of = f" Experiment {experiment}, seed {seed}." if experiment else ""
+    display(paragraphs(f"Profile {profile} ({why}).{twin}{of}",
+                       f"Machine: {hardware}. Precision {knobs.dtype}, base model {knobs.base_model}.",
+                       "Versions: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES) + "."))
     if sections:
         rows = [row for row in rows if row["knob"].startswith(tuple(sections))]
     display(folded("The knobs of this chapter: value here, value in the paper, source, reason", table(rows)))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from .files import UserError
 from .knobs import profile_names
 
+GPU_PROFILES = ("a100", "t4")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -54,7 +56,7 @@ def pick_profile(name="auto", hardware=None):
         return "t4", f"auto: {hardware.gpu} has {hardware.gpu_memory:.0f} GiB, so the 4-bit base (QLoRA)"
     if name not in profile_names():
         raise UserError(f"profile {name!r} is unknown; choose one of: auto, {', '.join(profile_names())}.")
-    if name in ("a100", "t4") and not hardware.gpu:
+    if name in GPU_PROFILES and not hardware.gpu:
         raise UserError(f"profile {name!r} needs an NVIDIA GPU and none was found on this machine; "
                         "use profile 'tiny' here, or open the notebook on Colab and choose a GPU runtime.")
     if name == "a100" and (hardware.gpu_memory < 38 or hardware.capability < (8, 0)):

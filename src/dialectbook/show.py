@@ -2,9 +2,11 @@
 
 import csv
 import html
+import io
 import re
 
 from .files import write_text
+from .hardware import GPU_PROFILES
 
 ARABIC = re.compile("[\u0600-\u06ff]")
 FONT = "'Noto Naskh Arabic', 'Amiri', 'Geeza Pro', 'Segoe UI', 'Traditional Arabic', 'DejaVu Sans', serif"
@@ -48,6 +50,13 @@ def table(rows, columns=None, caption="", note=""):
                 f"<tbody>{body}</tbody></table></div>{foot}")
 
 
+def paragraphs(*lines):
+    """Return lines of plain text as HTML paragraphs, escaped."""
+    from IPython.display import HTML
+
+    return HTML("".join(f"<p>{html.escape(line)}</p>" for line in lines))
+
+
 def folded(summary, content):
     """Return HTML content that opens on a click."""
     from IPython.display import HTML
@@ -88,14 +97,11 @@ def new_figure(width=6.0, height=3.5, columns=1, rows=1):
 def save_figure(figure, run, name, rows, profile):
     """Save a figure as PNG and its numbers as CSV in the run's figures folder, signed with the profile that made it."""
     run.figures.mkdir(parents=True, exist_ok=True)
-    figure.text(0.995, 0.002, f"profile {profile}{'' if profile in ('a100', 't4') else ', CPU twin'}", ha="right", va="bottom",
+    figure.text(1, -0.01, f"profile {profile}{'' if profile in GPU_PROFILES else ', CPU twin'}", ha="right", va="top",
                 fontsize=6, color="#666666")
-    figure.savefig(run.figures / f"{name}.png", dpi=160)
-    lines = [list(rows[0])] + [list(row.values()) for row in rows]
-    from io import StringIO
-
-    text = StringIO()
-    csv.writer(text).writerows(lines)
+    figure.savefig(run.figures / f"{name}.png", dpi=160, bbox_inches="tight")
+    text = io.StringIO()
+    csv.writer(text).writerows([list(rows[0]), *(row.values() for row in rows)])
     write_text(run.figures / f"{name}.csv", text.getvalue())
 
 
