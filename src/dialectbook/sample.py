@@ -4,7 +4,7 @@ import json
 
 from tqdm.auto import tqdm
 
-from .files import fingerprint, is_finished, mark_finished, read_json, read_jsonl, write_json, write_jsonl
+from .files import fingerprint, is_finished, mark_finished, read_jsonl, write_jsonl
 
 SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "sample_batch_size")
 
