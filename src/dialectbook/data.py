@@ -162,28 +162,21 @@ def split_scenarios(scenarios, shares, seed):
     """Return {"train", "dev", "test"} -> scenarios, stratified by topic and length, with exactly the shares asked for.
 
     Both versions of a scenario stay together since scenarios are split, not pairs. Sizes are the largest-remainder
-    (Hamilton) apportionment of the total; strata are dealt in turn, so that every split follows the topics and lengths.
+    (Hamilton) apportionment of the total. Scenarios are shuffled within their stratum and dealt stratum after stratum to
+    the split that is furthest behind its share, so that every stratum is shared out within one scenario or so.
     """
     strata = defaultdict(list)
     for scenario in scenarios:
         strata[scenario["topic"], scenario["length"]].append(scenario)
     rng = random.Random(seed)
-    dealt = []
-    for key in sorted(strata):
-        rng.shuffle(strata[key])
-        dealt += [((position + rng.random()) / len(strata[key]), scenario) for position, scenario in enumerate(strata[key])]
-    order = [scenario for _, scenario in sorted(dealt, key=lambda pair: pair[0])]
-    sizes = largest_remainder(len(order), shares)
-    if min(sizes) == 0:
+    order = [scenario for key in sorted(strata) for scenario in rng.sample(strata[key], len(strata[key]))]
+    sizes = dict(zip(SPLITS, largest_remainder(len(order), shares)))
+    if min(sizes.values()) == 0:
         raise UserError(f"{len(order)} scenarios are too few to split {shares}: a split would be empty; add scenarios.")
-    # dev and test take evenly spaced places of an order in which every stratum is spread out
-    splits, credit = {name: [] for name in SPLITS}, [0.0, 0.0, 0.0]
-    for scenario in order:
-        open_splits = [i for i in range(3) if len(splits[SPLITS[i]]) < sizes[i]]
-        credit = [c + size / len(order) for c, size in zip(credit, sizes)]
-        best = max(open_splits, key=lambda i: credit[i])
-        credit[best] -= 1
-        splits[SPLITS[best]].append(scenario)
+    splits = {name: [] for name in SPLITS}
+    for dealt, scenario in enumerate(order, 1):
+        behind = {name: dealt * size / len(order) - len(splits[name]) for name, size in sizes.items() if len(splits[name]) < size}
+        splits[max(behind, key=behind.get)].append(scenario)
     return splits
 
 

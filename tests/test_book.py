@@ -1,0 +1,120 @@
+"""The whole book in the smoke profile, through the same Snakemake rules as `make book`, warnings as errors."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dialectbook.book import repository
+from dialectbook.files import read_json, read_jsonl
+from dialectbook.knobs import experiments
+from dialectbook.paths import NOTEBOOKS, ROOT
+
+
+def run_book(folder, *arguments):
+    environment = os.environ | {"DIALECTBOOK_RUNS": str(folder)}
+    return subprocess.run([sys.executable, "-m", "dialectbook.run", "--profile", "smoke", *arguments], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    answer = run_book(folder)
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    return folder / "smoke", answer.stdout
+
+
+def test_book_is_made_with_progress_and_headline(smoke):
+    """The reader must see which chapter runs, how many are left, where the page is, and the headline table."""
+    run, printed = smoke
+    assert (run / "book/html/index.html").is_file() and str(run / "book/html/index.html") in printed
+    assert re.search(r"\[\d+/\d+\] 1 left", printed) and "06_lora_sft token 1 …" in printed
+    assert "requested-dialect accuracy" in printed and "No-Token" in printed
+
+
+def test_contracts_of_a_run(smoke):
+    """Other programs rely on these files (DESIGN: contracts)."""
+    run, _ = smoke
+    splits = {name: read_jsonl(run / f"data/{name}.jsonl", ("instruction", "response", "dialect", "scenario_id", "topic", "length")) for name in ("train", "dev", "test")}
+    ids = {name: {row["scenario_id"] for row in rows} for name, rows in splits.items()}
+    assert not (ids["train"] & ids["test"] or ids["train"] & ids["dev"] or ids["dev"] & ids["test"])
+    assert all(sum(r["dialect"] == "HIJAZI" for r in rows) * 2 == len(rows) for rows in splits.values())
+    for name in experiments():
+        folder = run / f"experiments/{name}/seed-1"
+        rows = read_jsonl(folder / "predictions.jsonl", ("scenario_id", "dialect", "prompt", "reference", "prediction"))
+        found = read_json(folder / "metrics.json")
+        assert found["n"] == len(rows) == 2 * len(splits["test"])
+        assert all({"value", "low", "high", "n"} <= set(entry) for entry in found["corrected"].values())
+        assert ("<DIALECT=" in rows[0]["prompt"]) == (name != "no_token")
+        assert (folder / "adapter/adapter_model.safetensors").is_file() == (name != "base")
+    assert not list(run.rglob("*.pkl")) and not list((run / "base").rglob("*.bin"))
+
+
+def test_test_split_never_reaches_training(smoke):
+    """No test or dev response may be in what tokenizer, base, adapter and judge learn from."""
+    from dialectbook.data import curate, load_pool, load_regions, load_split, split_regions
+    from dialectbook.knobs import load_knobs
+    from dialectbook.paths import Run
+    from dialectbook.pretrain import corpus
+
+    knobs, _ = load_knobs("smoke")
+    run = Run("smoke")
+    run.root, run.data = smoke[0], smoke[0] / "data"
+    train = load_split(run, "train")
+    scenarios, _ = curate(load_pool(), knobs)
+    read = "\n".join(corpus(scenarios, train, split_regions(load_regions(), 0.2, knobs.data_seed)[0], knobs.pretrain_dialect_share, knobs.data_seed))
+    learnt = {row["response"] for row in train} | {row["instruction"] for row in train}
+    for row in load_split(run, "test") + load_split(run, "dev"):
+        assert row["response"] not in read and row["response_msa"] not in read
+        assert row["response"] not in learnt and row["instruction"] not in learnt
+
+
+def test_second_run_has_nothing_to_do(smoke):
+    answer = run_book(smoke[0].parent)
+    assert answer.returncode == 0 and "Nothing was to do" in answer.stdout and "…" not in answer.stdout
+
+
+def test_pages_stand_alone(smoke):
+    """The folder must work without a network: no script, style, image or font from outside."""
+    html = smoke[0] / "book/html"
+    pages = [path for path in html.rglob("*.html") if "_static" not in path.parts]
+    assert len(pages) >= len(list(NOTEBOOKS.glob("*.ipynb"))) + 4
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        outside = re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(?:https?:)?//[^"]+"', text)
+        assert not [tag for tag in outside if 'rel="canonical"' not in tag], path.name
+    assert (html / "_static/mathjax/MathJax.js").is_file() and (html / "_static/DejaVuSans.ttf").is_file()
+
+
+def test_every_notebook_page_says_its_profile_and_opens_on_colab(smoke):
+    """A Colab button that is a 404 is the most common fault of such books: the path must exist in the repository."""
+    slug = repository().removeprefix("https://github.com/")
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        text = (smoke[0] / f"book/html/notebooks/{notebook.stem}.html").read_text(encoding="utf-8")
+        links = set(re.findall(rf"https://colab\.research\.google\.com/github/{slug}/blob/main/([\w./]+)", text))
+        assert links == {f"notebooks/{notebook.name}"} and (ROOT / links.pop()).is_file()
+        assert "Profile smoke" in text and "CPU twin" in text
+        assert "git clone" not in text
+
+
+def test_front_page_says_what_the_results_say(smoke):
+    """The headline table of the front page is the one of chapter 09, to the letter."""
+    text = re.sub(r"<[^>]+>", "", (smoke[0] / "book/html/index.html").read_text(encoding="utf-8"))
+    results = read_json(smoke[0] / "results/09_results.json")
+    for row in results["headline"]:
+        for value in row.values():
+            assert str(value) in text
+    assert results["made_by"] in text and "not ALLaM-7B" in results["made_by"]
+
+
+def test_results_follow_from_the_outcomes(smoke):
+    """Requested-dialect accuracy in the results must be recountable from the predictions' judged dialects."""
+    points = {(p["endpoint"], p["experiment"]): p for p in read_json(smoke[0] / "results/09_results.json")["endpoints"]}
+    for name in experiments():
+        outcome = json.loads((smoke[0] / f"experiments/{name}/seed-1/metrics.json").read_text(encoding="utf-8"))["outcomes"]
+        right = sum(a == b for a, b in zip(outcome["dialect"], outcome["produced"]))
+        assert points["requested-dialect accuracy", name]["value"] == pytest.approx(right / len(outcome["dialect"]))
