@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -22,23 +23,41 @@ def run_book(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
+    """The run's folder and what was printed: by a first run that was killed when fine-tuning began, and by a second one."""
     folder = tmp_path_factory.mktemp("runs")
+    environment = os.environ | {"DIALECTBOOK_RUNS": str(folder)}
+    first = subprocess.Popen([sys.executable, "-m", "dialectbook.run", "--profile", "smoke"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                             text=True, start_new_session=True)
+    killed = []
+    for line in first.stdout:
+        killed.append(line)
+        if "06_lora_sft" in line:
+            os.killpg(first.pid, signal.SIGKILL)
+            break
+    first.wait()
     answer = run_book(folder)
-    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
-    return folder / "smoke", answer.stdout
+    assert answer.returncode == 0, "".join(killed) + answer.stdout[-3000:] + answer.stderr[-3000:]
+    return folder / "smoke", "".join(killed), answer.stdout
 
 
 def test_book_is_made_with_progress_and_headline(smoke):
     """The reader must see which chapter runs, how many are left, where the page is, and the headline table."""
-    run, printed = smoke
+    run, _, printed = smoke
     assert (run / "book/html/index.html").is_file() and str(run / "book/html/index.html") in printed
     assert re.search(r"\[\d+/\d+\] 1 left", printed) and "06_lora_sft token 1 …" in printed
     assert "requested-dialect accuracy" in printed and "No-Token" in printed
 
 
+def test_killed_run_goes_on(smoke):
+    """After a kill nothing that was finished is made again, and no lock has to be removed by hand."""
+    _, first, second = smoke
+    assert "04_continued_pretraining done" in first and "06_lora_sft" in first
+    assert "04_continued_pretraining" not in second and "01_dataset_curation" not in second and "06_lora_sft token 1 done" in second
+
+
 def test_contracts_of_a_run(smoke):
     """Other programs rely on these files (DESIGN: contracts)."""
-    run, _ = smoke
+    run = smoke[0]
     splits = {name: read_jsonl(run / f"data/{name}.jsonl", ("instruction", "response", "dialect", "scenario_id", "topic", "length")) for name in ("train", "dev", "test")}
     ids = {name: {row["scenario_id"] for row in rows} for name, rows in splits.items()}
     assert not (ids["train"] & ids["test"] or ids["train"] & ids["dev"] or ids["dev"] & ids["test"])
@@ -49,8 +68,8 @@ def test_contracts_of_a_run(smoke):
         found = read_json(folder / "metrics.json")
         assert found["n"] == len(rows) == 2 * len(splits["test"])
         assert all({"value", "low", "high", "n"} <= set(entry) for entry in found["corrected"].values())
-        assert ("<DIALECT=" in rows[0]["prompt"]) == (name != "no_token")
-        assert (folder / "adapter/adapter_model.safetensors").is_file() == (name != "base")
+        assert ("<DIALECT=" in rows[0]["prompt"]) == (name in ("base_tagged", "token"))
+        assert (folder / "adapter/adapter_model.safetensors").is_file() == (name in ("no_token", "token"))
     assert not list(run.rglob("*.pkl")) and not list((run / "base").rglob("*.bin"))
 
 

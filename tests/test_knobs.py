@@ -36,7 +36,7 @@ def test_wrong_knobs(overrides, message):
 def test_unknown_profile_and_experiment():
     with pytest.raises(UserError, match="profile 'tinny' is unknown; choose one of: auto, a100, laptop, smoke, t4, tiny"):
         pick_profile("tinny", CPU)
-    with pytest.raises(UserError, match="experiment 'tokn' is unknown.*base, no_token, token"):
+    with pytest.raises(UserError, match="experiment 'tokn' is unknown.*base, base_tagged, no_token, token"):
         load_knobs("tiny", "tokn")
 
 

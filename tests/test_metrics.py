@@ -17,15 +17,15 @@ PREDICTIONS = [s["najdi"]["response"] for s in POOL[:50]] + ["", "كلمة", "ك
 PROBABILITIES = np.random.default_rng(0).dirichlet(np.full(5, 0.4), len(PREDICTIONS))
 
 
-def literal_faithful():
+def literal_faithful(predictions, references, probabilities):
     """The released evaluation, formulated independently with plain loops over all pairs."""
-    n = len(PREDICTIONS)
-    labels = [max(range(5), key=lambda column: row[column]) for row in PROBABILITIES]
+    n = len(predictions)
+    labels = [max(range(5), key=lambda column: row[column]) for row in probabilities]
     distinct = {}
     for order in (2, 3):
-        grams = [[tuple(words[i:i + order]) for i in range(len(words) - order + 1)] for words in map(str.split, PREDICTIONS)]
+        grams = [[tuple(words[i:i + order]) for i in range(len(words) - order + 1)] for words in map(str.split, predictions)]
         distinct[order] = len({g for some in grams for g in some}) / sum(max(1, len(some)) for some in grams)
-    bleu = [sacrebleu.corpus_bleu([PREDICTIONS[i]], [[PREDICTIONS[j] for j in range(n) if j != i]]).score for i in range(n)]
+    bleu = [sacrebleu.corpus_bleu([predictions[i]], [[predictions[j] for j in range(n) if j != i]]).score for i in range(n)]
 
     def vector(text):
         text = re.sub("[\u0610-\u061a\u064b-\u065f\u06d6-\u06ed]", "", text.replace("\u0640", ""))
@@ -33,7 +33,7 @@ def literal_faithful():
         words = re.findall(r"(?u)\b\w\w+\b", text)
         return Counter(" ".join(words[i:i + k]) for k in (1, 2, 3) for i in range(len(words) - k + 1))
 
-    vectors = [vector(text) for text in PREDICTIONS]
+    vectors = [vector(text) for text in predictions]
     documents = Counter(gram for v in vectors for gram in v)
     weighted = [{g: c * (math.log((1 + n) / (1 + documents[g])) + 1) for g, c in v.items()} for v in vectors]
     close = 0
@@ -43,16 +43,16 @@ def literal_faithful():
             size = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
             close += size > 0 and sum(a[g] * b.get(g, 0) for g in a) / size >= 0.90
     return {
-        "saudi_label_percent": 100 * sum(label == 0 for label in labels) / n, "msa_mean_probability_percent": 100 * sum(row[1] for row in PROBABILITIES) / n,
-        "low_confidence_percent": 100 * sum(max(row) < 0.55 for row in PROBABILITIES) / n, "tag_echo_percent": 100 * 2 / n,
-        "chrf2": sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES]).score, "distinct_2": distinct[2], "distinct_3": distinct[3],
+        "saudi_label_percent": 100 * sum(label == 0 for label in labels) / n, "msa_mean_probability_percent": 100 * sum(row[1] for row in probabilities) / n,
+        "low_confidence_percent": 100 * sum(max(row) < 0.55 for row in probabilities) / n, "tag_echo_percent": 100 * sum(bool(re.search(r"(?i)<\s*dialect\s*=\s*[^>]+>", text)) for text in predictions) / n,
+        "chrf2": sacrebleu.corpus_chrf(predictions, [references]).score, "distinct_2": distinct[2], "distinct_3": distinct[3],
         "self_bleu_first_other_percent": sum(bleu) / n, "near_duplicate_pairs_percent": 100 * close / (n * (n - 1) / 2)}
 
 
 def test_faithful_equals_the_literal_formulation():
     """The fast path must be the released computation, to nine digits, on Arabic with empty, short, tagged and equal texts."""
     ours = metrics.faithful_metrics(PREDICTIONS, REFERENCES, PROBABILITIES, REGIONS)
-    literal = literal_faithful()
+    literal = literal_faithful(PREDICTIONS, REFERENCES, PROBABILITIES)
     assert ours.keys() == literal.keys() and literal["near_duplicate_pairs_percent"] > 0
     for name, value in literal.items():
         assert ours[name] == pytest.approx(value, abs=1e-9), name
@@ -92,6 +92,15 @@ def test_corrected_metrics_have_intervals_that_hold_the_value():
     assert values["chrf_plus_plus"]["value"] == pytest.approx(expected.score, abs=1e-9) and "nw:2" in values["chrf_plus_plus"]["signature"]
     assert values["tag_echo_share"]["count"] == 2 and values["tag_echo_with_prompt_share"]["count"] == 60
     assert values["requested_dialect_accuracy"]["count"] == int((PROBABILITIES.argmax(1) == 0).sum()) == values["dialect_share"]["count"]
+
+
+def test_an_answer_in_english_is_in_no_dialect():
+    """The judge must choose a label: the twin's English answers to a Latin tag were counted as Gulf Arabic."""
+    from dialectbook.judge import judged_dialect
+
+    texts = ["Say of the bench in the per.", "هلا والله ok", "12 !", ""]
+    gulf, najdi = np.tile([1.0, 0, 0, 0, 0], (4, 1)), np.tile([0.0, 1.0], (4, 1))
+    assert judged_dialect(texts, gulf, najdi).tolist() == ["OTHER", "NAJDI", "OTHER", "OTHER"]
 
 
 def test_chrf_from_counts_equals_sacrebleu():

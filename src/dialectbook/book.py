@@ -89,13 +89,13 @@ def stage(profile):
 
 
 def page(notebook):
-    """Return the notebook as the book shows it: no set-up cell, parameters and checks folded, no widget state."""
+    """Return the notebook as the book shows it: no set-up cell, parameters and check folded, no widget state."""
     cells = []
     for cell in notebook["cells"]:
         tags = cell["metadata"].get("tags", [])
-        if "setup" in tags:
+        if {"setup", "injected-parameters"} & set(tags):
             continue
-        if {"parameters", "injected-parameters", "check"} & set(tags):
+        if {"parameters", "check"} & set(tags):
             cell["metadata"]["tags"] = [*tags, "hide-input"]
         cell["metadata"].pop("execution", None)
         cell["metadata"].pop("papermill", None)

@@ -115,14 +115,22 @@ def load_dialect_judge(run):
     return NgramJudge.load(run.judge / "dialects")
 
 
-def judged_dialect(region_probabilities, dialect_probabilities):
-    """Return per text HIJAZI or NAJDI when the region judge says GLF, else the region.
+def judged_dialect(texts, region_probabilities, dialect_probabilities):
+    """Return per text HIJAZI or NAJDI when the region judge says GLF, else the region; OTHER for a text not in Arabic letters.
 
-    `region_probabilities` has the columns REGIONS, `dialect_probabilities` the columns DIALECTS.
+    `region_probabilities` has the columns REGIONS, `dialect_probabilities` the columns DIALECTS. A judge must choose one
+    of its labels even for English or for nothing; such an answer is in no dialect, whatever the judge says.
     """
     regions = np.array(REGIONS)[np.asarray(region_probabilities).argmax(axis=1)]
     dialects = np.array(DIALECTS)[np.asarray(dialect_probabilities).argmax(axis=1)]
-    return np.where(regions == "GLF", dialects, regions)
+    labels = np.where(regions == "GLF", dialects, regions)
+    return np.where([is_arabic(text) for text in texts], labels, "OTHER")
+
+
+def is_arabic(text):
+    """Return whether more than half of the letters of a text are Arabic; a text without letters is not."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum("\u0600" <= letter <= "\u06ff" for letter in letters) > len(letters)
 
 
 def _features(texts):

@@ -78,18 +78,19 @@ def corrected_metrics(predictions, references, region_probabilities, labels, sce
                       resamples=10_000, seed=0):
     """Return name -> {"value", "low", "high", "n", …}: every value with its 95 % interval; shares also with their count.
 
-    `scenarios` groups rows for the bootstrap (default: each row alone). `requested` and `produced` dialects per row give
-    the requested-dialect accuracy. `bigram_budget` is the number of bigrams at which distinct-2 is compared.
+    `produced` are the judged labels per row (`judge.judged_dialect`); without them the judge's regions count as they are.
+    With `requested` dialects they give the requested-dialect accuracy. `scenarios` groups rows for the bootstrap (default:
+    each row alone). `bigram_budget` is the number of bigrams at which distinct-2 is compared.
     Shares are 0 to 1 with Wilson intervals; the others have bootstrap intervals over scenarios.
     """
     n = len(predictions)
     scenarios = np.arange(n) if scenarios is None else np.asarray(scenarios)
     probabilities = np.asarray(region_probabilities)
-    top = np.array(labels)[probabilities.argmax(axis=1)]
+    produced = np.array(labels)[probabilities.argmax(axis=1)] if produced is None else np.asarray(produced)
     duplicates = {i for pair in _close_pairs(predictions, NEAR_DUPLICATE) for i in pair}
     shares = {
-        "dialect_share": top == "GLF",
-        "msa_label_share": top == "MSA",
+        "dialect_share": np.isin(produced, ("GLF", "HIJAZI", "NAJDI")),
+        "msa_label_share": produced == "MSA",
         "low_confidence_share": probabilities.max(axis=1) < low_confidence,
         "tag_echo_share": [bool(ECHO.search(text)) for text in predictions],
         "near_duplicate_outputs_share": [i in duplicates for i in range(n)],
@@ -98,7 +99,7 @@ def corrected_metrics(predictions, references, region_probabilities, labels, sce
     if prompts is not None:
         shares["tag_echo_with_prompt_share"] = [bool(ECHO.search(p + t)) for p, t in zip(prompts, predictions)]
     if requested is not None:
-        shares["requested_dialect_accuracy"] = np.asarray(produced) == np.asarray(requested)
+        shares["requested_dialect_accuracy"] = produced == np.asarray(requested)
     values = {}
     for name, hits in shares.items():
         share, low, high = wilson(int(np.sum(hits)), n)

@@ -134,13 +134,15 @@ def _nf4(dtype):
 
 def from_hub(load, path, revision, knob, **options):
     """Return load(path, …) with the revision for hub ids; any failure becomes one sentence that names the knob."""
+    from safetensors import SafetensorError  # a cut-off download
+
     local = Path(path).is_dir()
     if local and not (Path(path) / "config.json").is_file():
         raise UserError(f"{knob} = {path!r} is a folder without config.json; it must hold a model in the hub's format.")
     try:
         return load(path, **options) if local else load(path, revision=revision, **options)
-    except (OSError, ValueError) as error:
-        text = f"{type(error).__name__} {error} {error.__cause__}".lower()
+    except (OSError, ValueError, SafetensorError) as error:
+        text = f"{type(error).__name__} {error} {error.__cause__}".replace(str(path), "").replace(revision, "").lower()
         if "gated" in text or "401" in text or "403" in text:
             why = "the model is gated: accept its terms on its page and set HF_TOKEN in the environment"
         elif "trust_remote_code" in text:

@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 
 from .files import fingerprint, is_finished, mark_finished, read_jsonl, write_jsonl
 
-SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "sample_batch_size")
+SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "temperature", "top_p", "top_k", "max_new_tokens", "sample_batch_size")
 
 
 def sample_responses(model, tokenizer, rows, knobs, folder, seed, inputs=()):
@@ -14,10 +14,10 @@ def sample_responses(model, tokenizer, rows, knobs, folder, seed, inputs=()):
 
     Writes predictions.jsonl into `folder`. Rows are sampled in batches of similar prompt length, each batch with a seed
     of its own, so that a killed run continues after its last whole batch and ends with the same text as an
-    uninterrupted one. Finished predictions with the same recipe (prompts, knobs, seed, `inputs`) are read, not made.
+    uninterrupted one. Finished predictions with the same recipe (rows, knobs, seed, `inputs`) are read, not made.
     Source: T 0.6, top-p 0.95, top-k 50, at most 256 new tokens (paper, section IV-E; evaluation/allam_eval/generation.py).
     """
-    settings = {key: getattr(knobs, key) for key in SETTINGS} | {"seed": seed, "prompts": [row["prompt"] for row in rows]}
+    settings = {key: getattr(knobs, key) for key in SETTINGS} | {"seed": seed, "rows": rows}
     recipe = fingerprint(settings, [*inputs, __file__])
     final, partial = folder / "predictions.jsonl", folder / f"predictions.unfinished-{recipe}.jsonl"
     mark = folder / "sampling"
@@ -67,8 +67,8 @@ def _whole_rows(partial):
     """Return row number -> row of the rows that an earlier, killed run wrote whole."""
     done = {}
     if partial.is_file():
-        for line in partial.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            if line.endswith("\n"):
-                row = json.loads(line)
-                done[row["row"]] = row
+        # not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are; the last piece is no whole row
+        for line in partial.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            row = json.loads(line)
+            done[row["row"]] = row
     return done

@@ -9,7 +9,7 @@ from .pretrain import last_checkpoint, replace_folder
 
 SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "instruction_kind_train", "tag_train", "lora_r", "lora_alpha",
             "lora_dropout", "lora_targets", "num_epochs", "learning_rate", "lr_scheduler", "warmup_ratio", "batch_size",
-            "gradient_accumulation", "max_length", "packing", "loss_on", "keep_best")
+            "gradient_accumulation", "max_length", "packing", "loss_on", "keep_best", "data_seed")
 
 
 def train_adapter(knobs, run, experiment, seed):

@@ -10,10 +10,10 @@ from .hardware import GPU_PROFILES
 
 ARABIC = re.compile("[\u0600-\u06ff]")
 FONT = "'Noto Naskh Arabic', 'Amiri', 'Geeza Pro', 'Segoe UI', 'Traditional Arabic', 'DejaVu Sans', serif"
-COLOURS = {"base": "#999999", "no_token": "#0072B2", "token": "#D55E00", "paper": "#000000",
+COLOURS = {"base": "#666666", "base_tagged": "#B0B0B0", "no_token": "#0072B2", "token": "#D55E00", "paper": "#000000",
            "HIJAZI": "#009E73", "NAJDI": "#CC79A7"}  # Okabe and Ito, safe for colour-blind readers
-MARKERS = {"base": "s", "no_token": "o", "token": "^", "paper": "D"}
-NAMES = {"base": "Base", "no_token": "No-Token", "token": "Token", "HIJAZI": "Hijazi", "NAJDI": "Najdi"}
+MARKERS = {"base": "s", "base_tagged": "v", "no_token": "o", "token": "^", "paper": "D"}
+NAMES = {"base": "Base", "base_tagged": "Base, tagged", "no_token": "No-Token", "token": "Token", "HIJAZI": "Hijazi", "NAJDI": "Najdi"}
 
 
 def cell(value):

@@ -1,0 +1,117 @@
+"""Speed as ratios, both sides measured in one run (make bench). Not part of the tests: no test depends on a timing."""
+
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+warnings.filterwarnings("ignore")
+
+import numpy as np
+import torch
+import transformers
+from peft import get_peft_model
+from test_metrics import literal_faithful
+
+from dialectbook import data
+from dialectbook.dedup import rouge_l_filter
+from dialectbook.knobs import load_knobs
+from dialectbook.metrics import faithful_metrics
+from dialectbook.model import build_twin, lora_config, train_tokenizer
+from dialectbook.sample import generate
+from dialectbook.sft import make_trainer
+
+transformers.utils.logging.set_verbosity_error()
+KNOBS, _ = load_knobs("tiny", "token", {"num_epochs": 1})
+POOL = data.load_pool()
+TOKENIZER = train_tokenizer([s["msa"]["response"] + s["hijazi"]["response"] for s in POOL], KNOBS.vocab_size)
+PAIRS = data.ask(data.to_pairs(POOL[:400]), "mixed", "prefix")
+ROWS = [{"prompt": p["prompt"], "completion": p["response"]} for p in PAIRS]
+
+
+class Clock(transformers.TrainerCallback):
+    """Seconds from the first step to the end of the epoch, without evaluation and saving; with the same warm-up as the loop."""
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 5:
+            self.start = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **_):
+        self.seconds = time.perf_counter() - self.start
+
+
+def training():
+    """Print SFTTrainer with LoRA, tokens per second over a plain PyTorch loop on the same batches."""
+    ratios = []
+    for repeat in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = make_trainer(build_twin(KNOBS, TOKENIZER), TOKENIZER, ROWS, ROWS[:16], KNOBS, repeat, Path(folder))
+            clock = Clock()
+            trainer.add_callback(clock)
+            batches = [batch for batch in trainer.get_train_dataloader()]
+            trainer.train()
+        model = get_peft_model(build_twin(KNOBS, TOKENIZER), lora_config(KNOBS)).train()
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(weights, lr=KNOBS.learning_rate, weight_decay=0.0, fused=True)
+        schedule = transformers.get_cosine_schedule_with_warmup(optimiser, 10, len(batches))
+        for step, batch in enumerate(batches):
+            if step == 5:
+                start = time.perf_counter()
+            model(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")}).loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+        seconds = time.perf_counter() - start
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches[5:])
+        ratios.append(seconds / clock.seconds)
+        print(f"  SFTTrainer {tokens / clock.seconds:,.0f} tokens/s, plain loop {tokens / seconds:,.0f} tokens/s, ratio {ratios[-1]:.2f}")
+    print(f"training: SFTTrainer with LoRA over a plain loop: {np.median(ratios):.2f} (at least 0.9 wanted)")
+
+
+def sampling():
+    """Print batched sampling over one-by-one sampling on 200 prompts."""
+    model = build_twin(KNOBS, TOKENIZER).eval()
+    prompts = sorted((p["prompt"] for p in PAIRS[:200]), key=len)
+    seconds = {}
+    for size in (KNOBS.sample_batch_size, 1):
+        start = time.perf_counter()
+        for first in range(0, len(prompts), size):
+            generate(model, TOKENIZER, prompts[first:first + size], KNOBS, seed=first)
+        seconds[size] = time.perf_counter() - start
+    print(f"sampling: batches of {KNOBS.sample_batch_size} over one by one, 200 prompts: {seconds[1] / seconds[KNOBS.sample_batch_size]:.1f} (at least 6 wanted)")
+
+
+def metrics():
+    """Print the faithful metrics on 836 outputs over the released all-pairs formulation, and their largest difference."""
+    predictions = [s["najdi"]["response"] for s in POOL][:836]
+    references = [s["hijazi"]["response"] for s in POOL][:836]
+    probabilities = np.random.default_rng(0).dirichlet(np.full(5, 0.4), len(predictions))
+    start = time.perf_counter()
+    fast = faithful_metrics(predictions, references, probabilities, data.REGIONS)
+    middle = time.perf_counter()
+    slow = literal_faithful(predictions, references, probabilities)
+    end = time.perf_counter()
+    gap = max(abs(fast[name] - slow[name]) for name in slow)
+    print(f"metrics: {len(predictions)} outputs, faithful over the released formulation: {(end - middle) / (middle - start):.0f} (at least 20 wanted), largest difference {gap:.1e}")
+
+
+def deduplication():
+    """Print the time of the ROUGE-L filter on 5,000 to 50,000 texts made of the pool's words, and the growth exponent."""
+    words = [word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()]
+    rng, seconds = np.random.default_rng(0), {}
+    for size in (5_000, 50_000):
+        texts = [" ".join(rng.choice(words, rng.integers(5, 14))) for _ in range(size)]
+        start = time.perf_counter()
+        rouge_l_filter(texts)
+        seconds[size] = time.perf_counter() - start
+    exponent = np.log10(seconds[50_000] / seconds[5_000])
+    print(f"de-duplication: 5,000 texts {seconds[5_000]:.1f} s, 50,000 texts {seconds[50_000]:.1f} s, growth exponent {exponent:.2f}")
+
+
+if __name__ == "__main__":
+    print("Two threads; ratios carry over to other machines, seconds do not.")
+    for part in (training, sampling, metrics, deduplication):
+        part()
