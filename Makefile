@@ -14,7 +14,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "Installing the locked packages into $(VENV) (once, some minutes) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install -q -r requirements.lock 2> $(VENV)/install.log || (tail -n 20 $(VENV)/install.log; exit 1)
-	@$(RUN) -m pip install -q --no-deps --no-build-isolation -e . 2>> $(VENV)/install.log || (tail -n 20 $(VENV)/install.log; exit 1)
+	@$(RUN) -m pip install -q --no-deps -e . 2>> $(VENV)/install.log || (tail -n 20 $(VENV)/install.log; exit 1)
 	@touch $@
 
 book: $(VENV)/installed  ## run every chapter (PROFILE=tiny) and build the book; SET="knob=value …" overrides

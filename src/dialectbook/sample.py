@@ -6,7 +6,8 @@ from tqdm.auto import tqdm
 
 from .files import fingerprint, is_finished, mark_finished, read_jsonl, write_jsonl
 
-SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "temperature", "top_p", "top_k", "max_new_tokens", "sample_batch_size")
+SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "temperature", "top_p", "top_k", "max_new_tokens",
+            "sample_batch_size")
 
 
 def sample_responses(model, tokenizer, rows, knobs, folder, seed, inputs=()):
