@@ -59,5 +59,6 @@ def _quiet_logs():
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|trl|peft")
     logging.getLogger("sacrebleu").setLevel(logging.ERROR)

@@ -1,5 +1,6 @@
 """Pre-training of the CPU twin, chapter 04: a small Llama that knows mostly MSA, as the real base does."""
 
+import os
 import random
 import shutil
 
@@ -32,7 +33,7 @@ def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
     """
     import torch
     from datasets import Dataset
-    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
+    from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments, set_seed
 
     settings = {key: value for key, value in knobs.model_dump().items() if key.startswith(("twin_", "pretrain_", "vocab"))}
     recipe = fingerprint({"settings": settings, "texts": texts, "held_out": held_out}, [__file__, *inputs])
@@ -47,9 +48,11 @@ def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
         output_dir=str(work), per_device_train_batch_size=knobs.pretrain_batch_size, num_train_epochs=epochs,
         learning_rate=knobs.pretrain_learning_rate, lr_scheduler_type="cosine", warmup_steps=0.05, adam_beta2=0.98,
         weight_decay=0.05, train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="epoch", save_total_limit=1,
-        report_to="none", seed=knobs.data_seed, bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
+        report_to="none", seed=knobs.data_seed, bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=in_batch())
     trainer = Trainer(model=model, args=arguments, train_dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
                       data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False))
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     model.config.use_cache = True
     history = {"epochs": epochs, "tokens": epochs * sum(map(len, rows)), "texts": len(texts),
@@ -62,6 +65,11 @@ def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
     replace_folder(work / "model", folder)
     shutil.rmtree(work)
     return history
+
+
+def in_batch():
+    """Return whether progress bars are off (TQDM_DISABLE, which the batch runner sets): then the trainers are silent too."""
+    return bool(os.environ.get("TQDM_DISABLE"))
 
 
 def last_checkpoint(folder):

@@ -5,7 +5,7 @@ import shutil
 from .data import ask, load_split
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
 from .model import base_path, load_base, load_tokenizer, lora_config
-from .pretrain import last_checkpoint, replace_folder
+from .pretrain import in_batch, last_checkpoint, replace_folder
 
 SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "instruction_kind_train", "tag_train", "lora_r", "lora_alpha",
             "lora_dropout", "lora_targets", "num_epochs", "learning_rate", "lr_scheduler", "warmup_ratio", "batch_size",
@@ -69,7 +69,7 @@ def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work):
     import torch
     from datasets import Dataset
     from peft import prepare_model_for_kbit_training
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
     from trl import SFTConfig, SFTTrainer
 
     gpu = torch.cuda.is_available()
@@ -92,10 +92,12 @@ def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work):
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=3 if knobs.keep_best else 1,
         load_best_model_at_end=knobs.keep_best, metric_for_best_model="eval_loss", logging_steps=10, logging_first_step=True,
         bf16=gpu and knobs.dtype == "bfloat16", fp16=gpu and knobs.dtype == "float16", tf32=True if gpu else None,
-        use_cpu=not gpu, report_to="none")
-    return (SFTTrainer if gpu else PlainLossTrainer)(
+        use_cpu=not gpu, report_to="none", disable_tqdm=in_batch())
+    trainer = (SFTTrainer if gpu else PlainLossTrainer)(
         model=model, args=arguments, processing_class=tokenizer, peft_config=lora_config(knobs),
         train_dataset=Dataset.from_list(train_rows), eval_dataset=Dataset.from_list(dev_rows))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def response_loss(model, tokenizer, rows, max_length, batch_size=32):
