@@ -85,7 +85,7 @@ def test_test_split_never_reaches_training(smoke):
     run.root, run.data = smoke[0], smoke[0] / "data"
     train = load_split(run, "train")
     scenarios, _ = curate(load_pool(), knobs)
-    read = "\n".join(corpus(scenarios, train, split_regions(load_regions(), 0.2, knobs.data_seed)[0], knobs.pretrain_dialect_share, knobs.data_seed))
+    read = "\n".join(corpus(scenarios, train, split_regions(load_regions(knobs.keep_diacritics), 0.2, knobs.data_seed)[0], knobs.pretrain_dialect_share, knobs.data_seed))
     learnt = {row["response"] for row in train} | {row["instruction"] for row in train}
     for row in load_split(run, "test") + load_split(run, "dev"):
         assert row["response"] not in read and row["response_msa"] not in read

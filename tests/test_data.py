@@ -51,6 +51,10 @@ def test_clean_text(dirty, clean):
     assert data.clean_text(dirty) == clean
 
 
+def test_diacritics_go_only_when_asked():
+    assert data.clean_text("يزّنوا حَرَكات") == "يزّنوا حَرَكات" and data.clean_text("يزّنوا حَرَكات", keep_diacritics=False) == "يزنوا حركات"
+
+
 @pytest.mark.parametrize("label", ["HIJAZI", "hijazi", " Hijazi ", "<DIALECT=HIJAZI>", "<HIJAZI>", "حجازي"])
 def test_labels_become_canonical(label):
     """Audit item 7: upper-case labels were strata of their own and fell into the test set."""

@@ -17,6 +17,7 @@ DIALECTS = ("HIJAZI", "NAJDI")
 REGIONS = ("GLF", "MSA", "LEV", "EGY", "MAGH")
 LENGTHS = ("short", "medium", "long")
 TASKS = ("question", "advice", "explanation", "story", "message", "dialogue", "list", "rewrite", "opinion", "translation")
+DIACRITICS = re.compile("[\u064b-\u0652]")
 VERSIONS = ("msa", "hijazi", "najdi")
 SPLITS = ("train", "dev", "test")
 
@@ -51,8 +52,8 @@ def load_pool(folder=DATA / "pool"):
     return rows
 
 
-def load_regions(folder=DATA / "regions"):
-    """Return the sentences of other regions: rows with id, text, region (one of REGIONS)."""
+def load_regions(keep_diacritics=True, folder=DATA / "regions"):
+    """Return the sentences of other regions, cleaned: rows with id, text, region (one of REGIONS)."""
     rows, seen = [], set()
     for file in sorted(folder.glob("*.jsonl")):
         for row in read_jsonl(file, required=("id", "text", "region")):
@@ -61,7 +62,7 @@ def load_regions(folder=DATA / "regions"):
             if row["id"] in seen:
                 raise UserError(f"{file}: the id {row['id']!r} is used twice; ids must be unique.")
             seen.add(row["id"])
-            rows.append(row)
+            rows.append({**row, "text": clean_text(row["text"], keep_diacritics)})
     return rows
 
 
@@ -84,9 +85,11 @@ def load_split(run, name):
 
 # ---- curating ------------------------------------------------------------------------------------------------------
 
-def clean_text(text):
+def clean_text(text, keep_diacritics=True):
     """Return the text as NFC, without tags, tatweel, zero-width and direction marks, with single spaces."""
     text = INVISIBLE.sub("", TAG.sub(" ", unicodedata.normalize("NFC", text)))
+    if not keep_diacritics:
+        text = DIACRITICS.sub("", text)
     return " ".join(text.split())
 
 
@@ -99,9 +102,9 @@ def canonical_dialect(label, where="a row"):
     return aliases[name]
 
 
-def clean_scenario(scenario):
+def clean_scenario(scenario, keep_diacritics=True):
     """Return a copy of the scenario with every text cleaned (`clean_text`)."""
-    versions = {key: {part: clean_text(text) for part, text in scenario[key].items()}
+    versions = {key: {part: clean_text(text, keep_diacritics) for part, text in scenario[key].items()}
                 for key in (*VERSIONS, "english") if key in scenario}
     return {**scenario, **versions}
 
@@ -136,7 +139,7 @@ def curate(pool, knobs):
             removed.append({"id": row["id"], "step": step, "why": why}) if why else kept.append(row)
         return kept
 
-    rows = [clean_scenario(row) for row in pool]
+    rows = [clean_scenario(row, knobs.keep_diacritics) for row in pool]
     rows = drop(rows, "empty", lambda row: is_empty(row) and "an instruction or response is empty after cleaning")
     rows = drop(rows, "banned topic", lambda row: row["topic"] in knobs.banned_topics and f"topic {row['topic']}")
     rows = drop(rows, "over-long", lambda row: is_over_long(row, knobs.max_words) and f"more than {knobs.max_words} words")
@@ -230,7 +233,7 @@ def count_words(texts, stop_words=()):
     """Return a Counter of the words of the texts: runs of letters, without diacritics, stop-words and digits."""
     counts = Counter()
     for text in texts:
-        counts.update(re.findall(r"[^\W\d_]{2,}", re.sub("[\u064b-\u0652]", "", text)))
+        counts.update(re.findall(r"[^\W\d_]{2,}", DIACRITICS.sub("", text)))
     for word in stop_words:
         counts.pop(word, None)
     return counts

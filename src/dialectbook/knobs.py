@@ -24,6 +24,7 @@ class Knobs(BaseModel):
     # data
     scenario_limit: int = Field(ge=0, description="use only the first n curated scenarios; 0: all")
     banned_topics: list[str] = Field(description="topics dropped by the curation")
+    keep_diacritics: bool = Field(description="keep short vowels and shadda (U+064B to U+0652) in the texts")
     max_words: int = Field(ge=10, le=2000, description="longest instruction or response kept, in words")
     rouge_l_threshold: float = Field(gt=0, le=1, description="ROUGE-L at which a second instruction is a repetition")
     split_shares: list[float] = Field(min_length=3, max_length=3, description="train, dev and test share of scenarios")
