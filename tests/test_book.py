@@ -75,17 +75,16 @@ def test_contracts_of_a_run(smoke):
 
 def test_test_split_never_reaches_training(smoke):
     """No test or dev response may be in what tokenizer, base, adapter and judge learn from."""
-    from dialectbook.data import curate, load_pool, load_regions, load_split, split_regions
+    from dialectbook.data import load_split
     from dialectbook.knobs import load_knobs
     from dialectbook.paths import Run
-    from dialectbook.pretrain import corpus
+    from dialectbook.pretrain import training_texts
 
     knobs, _ = load_knobs("smoke")
     run = Run("smoke")
     run.root, run.data = smoke[0], smoke[0] / "data"
     train = load_split(run, "train")
-    scenarios, _ = curate(load_pool(), knobs)
-    read = "\n".join(corpus(scenarios, train, split_regions(load_regions(knobs.keep_diacritics), 0.2, knobs.data_seed)[0], knobs.pretrain_dialect_share, knobs.data_seed))
+    read = "\n".join(training_texts(knobs, run)[0])
     learnt = {row["response"] for row in train} | {row["instruction"] for row in train}
     for row in load_split(run, "test") + load_split(run, "dev"):
         assert row["response"] not in read and row["response_msa"] not in read

@@ -52,7 +52,7 @@ def test_text_number_in_a_profile_file(tmp_path, monkeypatch):
     """The same mistake in a profile names the profile's file."""
     for path in knobs.PARAMS.glob("*.yaml"):
         text = path.read_text(encoding="utf-8")
-        (tmp_path / path.name).write_text(re.sub(r"learning_rate: \{value: 3.0e-3", "learning_rate: {value: 3e-3", text), encoding="utf-8")
+        (tmp_path / path.name).write_text(re.sub(r"(\n  learning_rate: \{value: )\d\.\de-3", r"\g<1>3e-3", text), encoding="utf-8")
     monkeypatch.setattr(knobs, "PARAMS", tmp_path)
     with pytest.raises(UserError, match=r"tiny\.yaml: learning_rate = '3e-3'"):
         load_knobs("tiny")

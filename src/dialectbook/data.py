@@ -245,7 +245,7 @@ def word_overlap(first, second):
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
-def split_regions(rows, share, seed):
+def split_regions(rows, seed, share=0.2):
     """Return (train, held_out) sentences of other regions; `share` of each region is held out for testing the judge."""
     rng, train, held_out = random.Random(seed), [], []
     for region in REGIONS:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from .files import UserError
 from .knobs import profile_names
@@ -43,6 +44,18 @@ def detect():
             gpu_memory, capability = float(mebibytes) / 1024, tuple(int(part) for part in compute.split("."))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Hardware(gpu, gpu_memory, capability, os.cpu_count() or 1, memory)
+
+
+def has_bf16(hardware=None):
+    """Return whether this machine multiplies bfloat16 fast: a GPU from SM 80 on, or a CPU with AVX-512 BF16 or AMX.
+
+    Elsewhere bfloat16 is emulated and slower than float32.
+    """
+    hardware = hardware or detect()
+    if hardware.gpu:
+        return hardware.capability >= (8, 0)
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text(encoding="utf-8").split()))
 
 
 def pick_profile(name="auto", hardware=None):

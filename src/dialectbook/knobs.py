@@ -44,6 +44,7 @@ class Knobs(BaseModel):
     pretrain_tokens: int = Field(ge=1000, description="tokens that the twin's pre-training sees")
     pretrain_learning_rate: float = Field(gt=0, lt=1)
     pretrain_batch_size: int = Field(ge=1, le=4096, description="sequences per step")
+    pretrain_weight_decay: float = Field(ge=0, le=10)
     pretrain_dialect_share: float = Field(ge=0, le=1, description="share of the training scenarios whose dialect versions "
                                           "enter the twin's pre-training; the MSA version of each always does")
     # LoRA

@@ -31,7 +31,10 @@ def train_tokenizer(texts, vocab_size):
 
 
 def build_twin(knobs, tokenizer):
-    """Return a randomly initialised Llama of the twin's shape for this tokenizer (the architecture class of ALLaM-7B)."""
+    """Return a randomly initialised Llama of the twin's shape for this tokenizer (the architecture class of ALLaM-7B).
+
+    Unlike ALLaM's, its input and output embeddings are tied: half the parameters, for a corpus a million times smaller.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(knobs.data_seed)
@@ -40,7 +43,7 @@ def build_twin(knobs, tokenizer):
                          num_hidden_layers=knobs.twin_layers, num_attention_heads=knobs.twin_heads,
                          max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id,
                          eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                         tie_word_embeddings=False, attn_implementation="eager")
+                         tie_word_embeddings=True, attn_implementation="eager")
     return LlamaForCausalLM(config)
 
 

@@ -4,8 +4,17 @@ import os
 import random
 import shutil
 
-from .data import VERSIONS, format_prompt
+from .data import VERSIONS, curate, format_prompt, load_pool, load_regions, load_split, split_regions
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
+from .hardware import has_bf16
+
+def training_texts(knobs, run):
+    """Return (texts, scenarios, regions): what tokenizer and twin learn from in this run, the curated scenarios, and the
+    other regions' sentences among the texts."""
+    scenarios, _ = curate(load_pool(), knobs)
+    regions, _ = split_regions(load_regions(knobs.keep_diacritics), knobs.data_seed)
+    texts = corpus(scenarios, load_split(run, "train"), regions, knobs.pretrain_dialect_share, knobs.data_seed)
+    return texts, scenarios, regions
 
 
 def corpus(pool, train_pairs, regions, dialect_share, seed):
@@ -15,13 +24,10 @@ def corpus(pool, train_pairs, regions, dialect_share, seed):
     dialect versions. Sentences of other regions come as plain text. Nothing of dev or test enters: a test proves it.
     """
     ids = {pair["scenario_id"] for pair in train_pairs}
-    scenarios = [s for s in pool if s["id"] in ids]
     chosen = set(random.Random(seed).sample(sorted(ids), round(dialect_share * len(ids))))
-    texts = []
-    for scenario in scenarios:
-        versions = VERSIONS if scenario["id"] in chosen else ("msa",)
-        for version in (*versions, *(["english"] if "english" in scenario else [])):
-            texts.append(format_prompt(scenario[version]["instruction"]) + scenario[version]["response"])
+    texts = [format_prompt(s[version]["instruction"]) + s[version]["response"]
+             for s in pool if s["id"] in ids for version in (*VERSIONS, "english")
+             if version in s and (s["id"] in chosen or version in ("msa", "english"))]
     return texts + [row["text"] for row in regions]
 
 
@@ -47,8 +53,8 @@ def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
     arguments = TrainingArguments(
         output_dir=str(work), per_device_train_batch_size=knobs.pretrain_batch_size, num_train_epochs=epochs,
         learning_rate=knobs.pretrain_learning_rate, lr_scheduler_type="cosine", warmup_steps=0.05, adam_beta2=0.98,
-        weight_decay=0.05, train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="epoch", save_total_limit=1,
-        report_to="none", seed=knobs.data_seed, bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
+        weight_decay=knobs.pretrain_weight_decay, train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="epoch", save_total_limit=1,
+        report_to="none", seed=knobs.data_seed, bf16=has_bf16(), use_cpu=not torch.cuda.is_available(),
         disable_tqdm=in_batch())
     trainer = Trainer(model=model, args=arguments, train_dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
                       data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False))

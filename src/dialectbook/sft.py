@@ -4,6 +4,7 @@ import shutil
 
 from .data import ask, load_split
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
+from .hardware import has_bf16
 from .model import base_path, load_base, load_tokenizer, lora_config
 from .pretrain import in_batch, last_checkpoint, replace_folder
 
@@ -91,7 +92,7 @@ def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work):
         train_sampling_strategy="random" if knobs.packing else "group_by_length",
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=3 if knobs.keep_best else 1,
         load_best_model_at_end=knobs.keep_best, metric_for_best_model="eval_loss", logging_steps=10, logging_first_step=True,
-        bf16=gpu and knobs.dtype == "bfloat16", fp16=gpu and knobs.dtype == "float16", tf32=True if gpu else None,
+        bf16=has_bf16() and knobs.dtype != "float16", fp16=gpu and knobs.dtype == "float16", tf32=True if gpu else None,
         use_cpu=not gpu, report_to="none", disable_tqdm=in_batch())
     trainer = (SFTTrainer if gpu else PlainLossTrainer)(
         model=model, args=arguments, processing_class=tokenizer, peft_config=lora_config(knobs),
