@@ -21,14 +21,17 @@ def corpus(pool, train_pairs, regions, dialect_share, seed):
     """Return the texts of the twin's pre-training, from scenarios of the training split only.
 
     Every training scenario gives its MSA version (and its English one); a random `dialect_share` of them also gives its
-    dialect versions. Sentences of other regions come as plain text. Nothing of dev or test enters: a test proves it.
+    dialect versions. Sentences of other regions come as plain text. Half of all texts carry a header of what they are
+    about, <TOPIC=…> or <REGION=…>, as web pages carry titles: so the twin has met tags, never the dialect tags.
+    Nothing of dev or test enters: a test proves it.
     """
+    rng = random.Random(seed)
     ids = {pair["scenario_id"] for pair in train_pairs}
-    chosen = set(random.Random(seed).sample(sorted(ids), round(dialect_share * len(ids))))
-    texts = [format_prompt(s[version]["instruction"]) + s[version]["response"]
+    chosen = set(rng.sample(sorted(ids), round(dialect_share * len(ids))))
+    texts = [format_prompt(rng.choice(["", f"<TOPIC={s['topic'].upper()}>"]) + s[version]["instruction"]) + s[version]["response"]
              for s in pool if s["id"] in ids for version in (*VERSIONS, "english")
              if version in s and (s["id"] in chosen or version in ("msa", "english"))]
-    return texts + [row["text"] for row in regions]
+    return texts + [rng.choice(["", f"<REGION={row['region']}>"]) + row["text"] for row in regions]
 
 
 def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
