@@ -82,7 +82,7 @@ def stage(profile):
     config = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf-8"))
     config["repository"]["url"] = repository()
     write_text(source / "_config.yml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
-    write_text(source / "generated" / "headline.md", front_table(run, profile))
+    write_text(source / "generated" / "headline.md", front_table(run))
     index = (source / "index.md").read_text(encoding="utf-8")
     write_text(source / "index.md", with_address(index, repository()))
     return source
@@ -110,13 +110,17 @@ def page(notebook):
     return notebook | {"cells": cells, "metadata": metadata}
 
 
-def front_table(run, profile):
-    """Return the front page's results as Markdown: the headline table of chapter 09 and which profile made it."""
+def front_table(run):
+    """Return the front page's results as Markdown: headline and claims of chapter 09, and which profile made them."""
     results = read_json(run.results / "09_results.json", "09_results")
-    rows = results["headline"]
+    claims = [{key: claim[key] for key in ("claim", "paper", "here", "verdict")} for claim in results["claims"]]
+    return "\n\n".join([*map(markdown_table, filter(None, (results["headline"], claims))), results["made_by"], ""])
+
+
+def markdown_table(rows):
+    """Return a list of dicts as a Markdown table."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
-    return "\n".join([*lines, "", results["made_by"], ""])
+    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows])
 
 
 def build(profile):
