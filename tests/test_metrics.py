@@ -160,3 +160,15 @@ def test_experiments_on_other_prompts_cannot_be_compared():
     with pytest.raises(ValueError, match="differ in scenario"):
         compare(outcomes([run]), outcomes([other]), "MSA share", 100)
     assert compare(outcomes([run]), outcomes([run]), "MSA share", 100)["difference"] == 0
+
+
+def test_bertscore_of_an_empty_answer_is_zero(tmp_path):
+    """bert-score encodes an empty text by a method that a Llama tokenizer has not: one empty answer stopped chapter 08."""
+    from dialectbook.knobs import load_knobs
+    from dialectbook.model import build_twin, train_tokenizer
+
+    tokenizer = train_tokenizer(REFERENCES, 400)
+    build_twin(load_knobs("smoke")[0], tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scores = metrics.BertScorer(str(tmp_path), 2, "twin")([REFERENCES[0], "", " ", PREDICTIONS[1]], REFERENCES[:4])
+    assert scores[0] == pytest.approx(1, abs=1e-4) and list(scores[1:3]) == [0, 0] and 0 < scores[3] < 1

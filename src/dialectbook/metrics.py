@@ -217,8 +217,13 @@ class BertScorer:
         self.signature = f"{name or path}_L{layer}_no-idf_raw"
 
     def __call__(self, predictions, references):
-        _, _, f1 = self.scorer.score([text or " " for text in predictions], references)
-        return f1.numpy().astype(float)
+        """Return F1 per text; 0 for an empty one, as bert-score itself sets it (its encoding of nothing needs a BERT tokenizer)."""
+        scores = np.zeros(len(predictions))
+        full = [i for i, text in enumerate(predictions) if text.strip() and references[i].strip()]
+        if full:
+            _, _, f1 = self.scorer.score([predictions[i] for i in full], [references[i] for i in full])
+            scores[full] = f1.numpy()
+        return scores
 
 
 def normalize_arabic(text):
