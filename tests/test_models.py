@@ -1,6 +1,7 @@
 """Models, judges, training, sampling: each test guards one incident that would ruin results without a sound."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -406,7 +407,8 @@ def test_nothing_of_dev_or_test_enters_pretraining():
     regions = [{"id": "r", "text": "ازيك عامل ايه", "region": "EGY"}]
     for share, versions in ((1.0, ("msa", "hijazi", "najdi", "english")), (0.0, ("msa", "english"))):
         texts = corpus(pool, to_pairs(splits["train"]), regions, share, seed=1)
-        lines = set("\n".join(texts).splitlines())
+        assert not any("DIALECT" in text for text in texts), "the base must not have met the dialect tag"
+        lines = {re.sub(r"^<(TOPIC|REGION)=\w+>", "", line) for line in "\n".join(texts).splitlines()}
         assert len(texts) == len(versions) * len(splits["train"]) + 1 and "ازيك عامل ايه" in lines
         assert all(s[version]["response"] in lines for s in splits["train"] for version in versions)
         for scenario in splits["dev"] + splits["test"]:
