@@ -17,6 +17,7 @@ from test_metrics import literal_faithful
 
 from dialectbook import data
 from dialectbook.dedup import rouge_l_filter
+from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
 from dialectbook.metrics import faithful_metrics
 from dialectbook.model import build_twin, lora_config, train_tokenizer
@@ -59,7 +60,9 @@ def training():
         for step, batch in enumerate(batches):
             if step == 5:
                 start = time.perf_counter()
-            model(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")}).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):  # the same arithmetic as the trainer's
+                loss = model(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")}).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             schedule.step()
