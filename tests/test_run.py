@@ -94,6 +94,8 @@ def test_text_of_models_is_escaped_and_isolated():
     """Model output is untrusted: markup must stay text, Arabic must not turn the line around it."""
     shown = table([{"answer": "<script>alert(1)</script> هلا <b>", "n": 1}]).data
     assert "<script>" not in shown and "&lt;script&gt;" in shown and '<bdi lang="ar" dir="rtl"' in shown
+    prompt = cell("### Instruction:\n<DIALECT=NAJDI>وش رايك؟")
+    assert prompt.startswith("### Instruction:<br>") and '<bdi dir="ltr">&lt;DIALECT=NAJDI&gt;</bdi>وش رايك؟' in prompt
     assert cell("plain & simple") == "plain &amp; simple" and cell(None) == "–" and cell(True) == "yes"
 
 

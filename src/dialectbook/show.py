@@ -9,6 +9,7 @@ from .files import write_text
 from .hardware import GPU_PROFILES
 
 ARABIC = re.compile("[\u0600-\u06ff]")
+LATIN = re.compile(r"[<(]?[A-Za-z][\x21-\x27\x2a-\x7e]*[>)]?")
 FONT = "'Noto Naskh Arabic', 'Amiri', 'Geeza Pro', 'Segoe UI', 'Traditional Arabic', 'DejaVu Sans', serif"
 COLOURS = {"base": "#666666", "base_tagged": "#B0B0B0", "no_token": "#0072B2", "token": "#D55E00", "paper": "#000000",
            "HIJAZI": "#009E73", "NAJDI": "#CC79A7"}  # Okabe and Ito, safe for colour-blind readers
@@ -26,10 +27,19 @@ def cell(value):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(cell(one) for one in value)
-    text = html.escape(str(value)).replace("\n", "<br>")
-    if ARABIC.search(text):
-        return f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{text}</bdi>'
-    return text
+    return "<br>".join(map(isolate, str(value).split("\n")))
+
+
+def isolate(line):
+    """Return one line of text as safe HTML: Arabic right to left, and Latin words in it, such as tags, left to right."""
+    if not ARABIC.search(line):
+        return html.escape(line)
+    parts, end = [], 0
+    for match in LATIN.finditer(line):
+        parts += [html.escape(line[end:match.start()]), f'<bdi dir="ltr">{html.escape(match.group())}</bdi>']
+        end = match.end()
+    inner = "".join([*parts, html.escape(line[end:])])
+    return f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{inner}</bdi>'
 
 
 def table(rows, columns=None, caption="", note=""):
