@@ -17,9 +17,6 @@ from .hardware import pick_profile
 from .knobs import load_knobs
 from .paths import ROOT, Run
 
-# Batches of many lengths make glibc and oneDNN keep memory for each: without this a training grows from 1.6 to 2.3 GiB
-SMALL_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "100000000",
-                "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 PROGRESS = re.compile(r"(\d+) of (\d+) steps")
 
 
@@ -69,7 +66,7 @@ def run_book(profile="auto", target="book", overrides=None, cores=0):
                "--workflow-profile", str(ROOT / "workflow/profiles/default"), "--nolock", "--rerun-incomplete",
                "--nocolor", "--configfile", str(settings)]
     environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}",
-                                "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT / "src"), **SMALL_MEMORY}
+                                "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT / "src")}
     begun, log = time.perf_counter(), run.root / "snakemake.log"
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
