@@ -146,10 +146,29 @@ def curate(pool, knobs):
     repeated = near_duplicates(rows, knobs.rouge_l_threshold)
     rows = drop(rows, "near-duplicate", lambda row: row["id"] in repeated
                 and f"instruction at ROUGE-L >= {knobs.rouge_l_threshold} to an earlier one")
-    if knobs.scenario_limit and len(rows) > knobs.scenario_limit:
-        chosen = {row["id"] for row in random.Random(knobs.data_seed).sample(rows, knobs.scenario_limit)}
-        rows = drop(rows, "profile's limit", lambda row: row["id"] not in chosen and f"scenario_limit = {knobs.scenario_limit}")
+    if knobs.scenarios and len(rows) > knobs.scenarios:
+        quotas = topic_quotas(rows, knobs.scenarios, knobs.topic_pairs)
+        rng, chosen = random.Random(knobs.data_seed), set()
+        for topic, quota in quotas.items():
+            chosen |= {row["id"] for row in rng.sample([row for row in rows if row["topic"] == topic], quota)}
+        rows = drop(rows, "balance", lambda row: row["id"] not in chosen and f"topic {row['topic']}: {quotas[row['topic']]} are kept")
     return rows, removed
+
+
+def topic_quotas(rows, size, topic_pairs):
+    """Return topic -> how many of `size` scenarios it gets: the paper's proportions, `other` shared equally by the rest.
+
+    Raises UserError when a topic holds fewer scenarios than its quota.
+    """
+    counts = Counter(row["topic"] for row in rows)
+    unnamed = [topic for topic in counts if topic not in topic_pairs]
+    weights = {topic: topic_pairs.get(topic, topic_pairs["other"] / max(1, len(unnamed))) for topic in sorted(counts)}
+    quotas = dict(zip(weights, largest_remainder(size, [weight / sum(weights.values()) for weight in weights.values()])))
+    for topic, quota in quotas.items():
+        if counts[topic] < quota:
+            raise UserError(f"topic {topic}: {counts[topic]} scenarios are left after the curation, and its share of scenarios = "
+                            f"{size} is {quota}; write more of them, or lower the knob scenarios (0 keeps all).")
+    return quotas
 
 
 def to_pairs(scenarios):
@@ -225,24 +244,6 @@ def ask(pairs, kind, tag, seed=0, both=False):
             instruction = pair["instruction_msa"] if one == "neutral" else pair["instruction"]
             rows.append({**pair, "instruction_kind": one, "prompt": format_prompt(instruction, pair["dialect"], tag)})
     return rows
-
-
-# ---- describing ----------------------------------------------------------------------------------------------------
-
-def count_words(texts, stop_words=()):
-    """Return a Counter of the words of the texts: runs of letters, without diacritics, stop-words and digits."""
-    counts = Counter()
-    for text in texts:
-        counts.update(re.findall(r"[^\W\d_]{2,}", DIACRITICS.sub("", text)))
-    for word in stop_words:
-        counts.pop(word, None)
-    return counts
-
-
-def word_overlap(first, second):
-    """Return the Jaccard overlap of the word sets of two texts, 0 to 1."""
-    a, b = set(count_words([first])), set(count_words([second]))
-    return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def split_regions(rows, seed, share=0.2):

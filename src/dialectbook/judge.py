@@ -12,7 +12,7 @@ import numpy as np
 from .data import DIALECTS, REGIONS
 from .files import UserError, fingerprint, mark_finished, write_json
 
-FEATURES = dict(analyzer="char_wb", ngram_range=(1, 5), n_features=2**17, norm="l2", alternate_sign=False)
+FEATURES = {"analyzer": "char_wb", "ngram_range": (1, 5), "n_features": 2**17, "norm": "l2", "alternate_sign": False}
 
 
 class NgramJudge:
@@ -20,7 +20,6 @@ class NgramJudge:
 
     def __init__(self, labels, weights, bias):
         self.labels, self.weights, self.bias = tuple(labels), weights, bias
-        self._vectorizer = None
 
     @classmethod
     def fit(cls, texts, labels, order, seed=0):

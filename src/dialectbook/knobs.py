@@ -22,7 +22,8 @@ class Knobs(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     # data
-    scenario_limit: int = Field(ge=0, description="use only the first n curated scenarios; 0: all")
+    scenarios: int = Field(ge=0, description="scenarios kept after the curation, in the proportions of topic_pairs; 0: all")
+    topic_pairs: dict[str, int] = Field(description="pairs per topic, which set the proportions; 'other': all other topics together")
     banned_topics: list[str] = Field(description="topics dropped by the curation")
     keep_diacritics: bool = Field(description="keep short vowels and shadda (U+064B to U+0652) in the texts")
     max_words: int = Field(ge=10, le=2000, description="longest instruction or response kept, in words")
@@ -78,6 +79,7 @@ class Knobs(BaseModel):
     judge_revision: str
     low_confidence: float = Field(gt=0, lt=1, description="highest probability under which a label is unsure")
     bertscore_model: str = Field(min_length=1, description="'twin' (the base itself), a hub id or a local folder")
+    bertscore_revision: str = Field(description="commit of the hub model")
     bertscore_layer: int = Field(ge=1, le=100)
     self_bleu_references: int = Field(ge=1, description="other outputs that each output is compared with (corrected)")
     resamples: int = Field(ge=100, description="bootstrap resamples")

@@ -5,10 +5,10 @@ from pathlib import Path
 from .files import UserError
 from .hardware import detect
 
-ALLAM_7B = dict(vocab_size=64_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
-                num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False)
-LLAMA_31_8B = dict(vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-                   num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False)
+ALLAM_7B = {"vocab_size": 64_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False}
+LLAMA_31_8B = {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+               "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}
 
 
 def train_tokenizer(texts, vocab_size):
@@ -56,6 +56,21 @@ def base_path(knobs, run):
     return str(run.base)
 
 
+def identity_of(knobs, run, experiment="", seed=0):
+    """Return a text that changes when the model does, for recipes: of the adapter if the experiment is tuned, else of the base.
+
+    A local folder counts by its files' sizes and times, a hub model by its revision.
+    """
+    if experiment and knobs.tune:
+        return (run.experiment(experiment, seed) / "adapter" / "recipe.json").read_text(encoding="utf-8")
+    path = base_path(knobs, run)
+    if knobs.base_model == "twin":
+        return (run.base / "recipe.json").read_text(encoding="utf-8")
+    if Path(path).is_dir():
+        return str(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in Path(path).iterdir()))
+    return f"{path}@{knobs.base_revision}"
+
+
 def load_tokenizer(knobs, run):
     """Return the base model's tokenizer, ready for batched generation: padded on the left, with a pad token."""
     from transformers import AutoTokenizer
@@ -94,6 +109,20 @@ def load_tuned(knobs, run, experiment, seed):
                         f"experiment = {experiment!r} and seed = {seed} first.")
     model = PeftModel.from_pretrained(load_base(knobs, run), str(folder))
     return model.eval()
+
+
+def encoder_of(knobs, run):
+    """Return (folder, layer, name) of BERTScore's encoder: the base twin, a local folder, or a hub model at its pinned commit."""
+    from huggingface_hub import snapshot_download
+
+    model, layer = knobs.bertscore_model, knobs.bertscore_layer
+    if model == "twin":
+        return base_path(knobs, run), layer, "base-twin"
+    if Path(model).is_dir():
+        return model, layer, Path(model).name
+    folder = from_hub(snapshot_download, model, knobs.bertscore_revision, "bertscore_model",
+                      allow_patterns=["*.json", "*.txt", "*.safetensors"])  # bert-score itself takes no revision
+    return folder, layer, f"{model}@{knobs.bertscore_revision[:7]}"
 
 
 def lora_config(knobs):

@@ -6,7 +6,8 @@ import shutil
 
 from .data import VERSIONS, curate, format_prompt, load_pool, load_regions, load_split, split_regions
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
-from .hardware import has_bf16
+from .hardware import PAD_TO, has_bf16
+
 
 def training_texts(knobs, run):
     """Return (texts, scenarios, regions): what tokenizer and twin learn from in this run, the curated scenarios, and the
@@ -21,8 +22,9 @@ def corpus(pool, train_pairs, regions, dialect_share, seed):
     """Return the texts of the twin's pre-training, from scenarios of the training split only.
 
     Every training scenario gives its MSA version (and its English one); a random `dialect_share` of them also gives its
-    dialect versions. Sentences of other regions come as plain text. Half of all texts carry a header of what they are
-    about, <TOPIC=…> or <REGION=…>, as web pages carry titles: so the twin has met tags, never the dialect tags.
+    dialect versions, and their responses once more as plain sentences of HIJAZ and NAJD beside the sentences of the other
+    regions. Half of all texts carry a header of what they are, <TOPIC=…> or <REGION=…>, as pages of the web do. So the
+    twin has met the names of the two regions, as a real base has, but never the tag <DIALECT=…>.
     Nothing of dev or test enters: a test proves it.
     """
     rng = random.Random(seed)
@@ -31,7 +33,10 @@ def corpus(pool, train_pairs, regions, dialect_share, seed):
     texts = [format_prompt(rng.choice(["", f"<TOPIC={s['topic'].upper()}>"]) + s[version]["instruction"]) + s[version]["response"]
              for s in pool if s["id"] in ids for version in (*VERSIONS, "english")
              if version in s and (s["id"] in chosen or version in ("msa", "english"))]
-    return texts + [rng.choice(["", f"<REGION={row['region']}>"]) + row["text"] for row in regions]
+    sentences = [(region, s[version]["response"]) for s in pool if s["id"] in chosen
+                 for region, version in (("HIJAZ", "hijazi"), ("NAJD", "najdi"))]
+    sentences += [(row["region"], row["text"]) for row in regions]
+    return texts + [rng.choice(["", f"<REGION={region}>"]) + text for region, text in sentences]
 
 
 def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
@@ -45,7 +50,7 @@ def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
     from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments, set_seed
 
     settings = {key: value for key, value in knobs.model_dump().items() if key.startswith(("twin_", "pretrain_", "vocab"))}
-    recipe = fingerprint({"settings": settings, "texts": texts, "held_out": held_out}, [__file__, *inputs])
+    recipe = fingerprint({"settings": settings, "texts": texts, "held_out": held_out, "bf16": has_bf16()}, [__file__, *inputs])
     if is_finished(folder, recipe):
         return read_json(folder / "history.json")
 
@@ -59,8 +64,16 @@ def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
         weight_decay=knobs.pretrain_weight_decay, train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="epoch", save_total_limit=1,
         report_to="none", seed=knobs.data_seed, bf16=has_bf16(), use_cpu=not torch.cuda.is_available(),
         disable_tqdm=in_batch())
-    trainer = Trainer(model=model, args=arguments, train_dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
-                      data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False))
+
+    class MatrixDecayTrainer(Trainer):
+        """Trainer whose weight decay spares the embeddings: it would shrink those of rare tokens, such as a tag's letters."""
+
+        def get_decay_parameter_names(self, model):
+            return [name for name in super().get_decay_parameter_names(model) if "embed" not in name]
+
+    trainer = MatrixDecayTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False, pad_to_multiple_of=PAD_TO))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     model.config.use_cache = True
@@ -106,8 +119,8 @@ def bits_per_character(model, tokenizer, texts, batch_size=32):
     model.eval()
     for start in range(0, len(texts), batch_size):
         chunk = texts[start:start + batch_size]
-        batch = tokenizer([text + tokenizer.eos_token for text in chunk], return_tensors="pt", padding=True,
-                          truncation=True, max_length=512, padding_side="right").to(model.device)
+        batch = tokenizer([text + tokenizer.eos_token for text in chunk], return_tensors="pt", padding=True, truncation=True,
+                          max_length=512, padding_side="right", pad_to_multiple_of=PAD_TO).to(model.device)
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
         targets, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]

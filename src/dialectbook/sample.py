@@ -10,16 +10,16 @@ SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "temperature
             "sample_batch_size")
 
 
-def sample_responses(model, tokenizer, rows, knobs, folder, seed, inputs=()):
+def sample_responses(model, tokenizer, rows, knobs, folder, seed, made_from=""):
     """Return the predictions for `rows` (with prompt, response, dialect, scenario_id), in their order.
 
     Writes predictions.jsonl into `folder`. Rows are sampled in batches of similar prompt length, each batch with a seed
     of its own, so that a killed run continues after its last whole batch and ends with the same text as an
-    uninterrupted one. Finished predictions with the same recipe (rows, knobs, seed, `inputs`) are read, not made.
+    uninterrupted one. Finished predictions with the same recipe (rows, knobs, seed, `made_from`) are read, not made.
     Source: T 0.6, top-p 0.95, top-k 50, at most 256 new tokens (paper, section IV-E; evaluation/allam_eval/generation.py).
     """
-    settings = {key: getattr(knobs, key) for key in SETTINGS} | {"seed": seed, "rows": rows}
-    recipe = fingerprint(settings, [*inputs, __file__])
+    settings = {key: getattr(knobs, key) for key in SETTINGS} | {"seed": seed, "rows": rows, "made_from": made_from}
+    recipe = fingerprint(settings, [__file__])
     final, partial = folder / "predictions.jsonl", folder / f"predictions.unfinished-{recipe}.jsonl"
     mark = folder / "sampling"
     if is_finished(mark, recipe) and final.is_file():

@@ -4,8 +4,8 @@ import shutil
 
 from .data import ask, load_split
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
-from .hardware import has_bf16
-from .model import base_path, load_base, load_tokenizer, lora_config
+from .hardware import PAD_TO, has_bf16
+from .model import identity_of, load_base, load_tokenizer, lora_config
 from .pretrain import in_batch, last_checkpoint, replace_folder
 
 SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "instruction_kind_train", "tag_train", "lora_r", "lora_alpha",
@@ -16,18 +16,17 @@ SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "instruction
 def train_adapter(knobs, run, experiment, seed):
     """Return the record of one training: losses per step and epoch, counts, dev loss on the response only.
 
-    Leaves the adapter in the experiment's folder. A finished adapter with the same recipe (knobs, seed, data, base, this
-    file) is not trained again; a killed training resumes from its last checkpoint and ends with the same weights.
+    Leaves the adapter in the experiment's folder. A finished adapter with the same recipe (knobs, seed, data, base,
+    arithmetic, this file) is not trained again; a killed training resumes from its last checkpoint and ends with the same weights.
     Source: paper, section IV-D; training/ in the released code (audit items 15 to 19).
     """
     import torch
     from transformers import set_seed
 
     folder = run.experiment(experiment, seed) / "adapter"
-    settings = {key: getattr(knobs, key) for key in SETTINGS} | {"seed": seed}
-    base = [run.base / "recipe.json"] if knobs.base_model == "twin" and run.base.is_dir() else []
-    load_split(run, "train"), load_split(run, "dev"), base_path(knobs, run)  # missing inputs speak before anything heavy
-    recipe = fingerprint(settings, [run.split("train"), run.split("dev"), *base, __file__])
+    load_split(run, "train"), load_split(run, "dev")  # missing inputs speak before anything heavy
+    settings = {key: getattr(knobs, key) for key in SETTINGS} | {"seed": seed, "bf16": has_bf16(), "base": identity_of(knobs, run)}
+    recipe = fingerprint(settings, [run.split("train"), run.split("dev"), __file__])
     if is_finished(folder, recipe):
         return read_json(folder / "training.json")
     if folder.exists():
@@ -88,7 +87,7 @@ def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work):
         lr_scheduler_type=knobs.lr_scheduler, warmup_steps=knobs.warmup_ratio, per_device_train_batch_size=knobs.batch_size,
         per_device_eval_batch_size=knobs.batch_size, gradient_accumulation_steps=knobs.gradient_accumulation,
         gradient_checkpointing=knobs.gradient_checkpointing, max_length=knobs.max_length, packing=knobs.packing,
-        packing_strategy="wrapped", completion_only_loss=knobs.loss_on == "response",
+        packing_strategy="wrapped", pad_to_multiple_of=PAD_TO, completion_only_loss=knobs.loss_on == "response",
         train_sampling_strategy="random" if knobs.packing else "group_by_length",
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=3 if knobs.keep_best else 1,
         load_best_model_at_end=knobs.keep_best, metric_for_best_model="eval_loss", logging_steps=10, logging_first_step=True,
@@ -111,7 +110,8 @@ def response_loss(model, tokenizer, rows, max_length, batch_size=32):
         chunk = rows[start:start + batch_size]
         prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in chunk]
         batch = tokenizer([row["prompt"] + row["completion"] + tokenizer.eos_token for row in chunk], return_tensors="pt",
-                          padding=True, truncation=True, max_length=max_length, padding_side="right").to(model.device)
+                          padding=True, truncation=True, max_length=max_length, padding_side="right",
+                          pad_to_multiple_of=PAD_TO).to(model.device)
         with torch.no_grad():
             logits = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, :-1].float()
         targets, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].clone()

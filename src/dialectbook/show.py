@@ -5,6 +5,7 @@ import html
 import io
 import re
 
+from .data import DIACRITICS
 from .files import write_text
 from .hardware import GPU_PROFILES
 
@@ -27,6 +28,10 @@ def cell(value):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(cell(one) for one in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{cell(key)} {cell(one)}" for key, one in value.items())
+    if hasattr(value, "_repr_html_"):
+        return value._repr_html_()
     return "<br>".join(map(isolate, str(value).split("\n")))
 
 
@@ -40,6 +45,18 @@ def isolate(line):
         end = match.end()
     inner = "".join([*parts, html.escape(line[end:])])
     return f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{inner}</bdi>'
+
+
+def marked(text):
+    """Return an Arabic text as HTML with its Hijazi and Najdi markers (`describe.find_markers`) in the colours of the two."""
+    from IPython.display import HTML
+
+    from .describe import DIALECTS, find_markers
+
+    spans = {word: dialect for dialect in DIALECTS for word in find_markers(text, [dialect])}
+    words = [f'<mark style="background:{COLOURS[spans[bare]]}44;color:inherit">{html.escape(word)}</mark>' if bare in spans else html.escape(word)
+             for word in re.split(r"(\W+)", text) for bare in [DIACRITICS.sub("", word)]]
+    return HTML(f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{"".join(words)}</bdi>')
 
 
 def table(rows, columns=None, caption="", note=""):
