@@ -42,6 +42,30 @@ def test_shipped_pool_is_whole(curated):
     assert len(Counter(s["task"] for s in kept)) >= 8
 
 
+def test_card_says_what_the_folder_holds(curated):
+    """Numbers typed into a data card go stale with the first change of the data."""
+    card, (pool, kept, _) = (data.DATA / "README.md").read_text(encoding="utf-8"), curated
+    assert f"{len(pool):,} everyday questions" in card and f"{sum('english' in s for s in pool):,} of them with English" in card
+    assert f"| {len(pool):,}; {len(kept):,} |" in card
+    for region, count in Counter(row["region"] for row in data.load_regions()).items():
+        assert f"{region} {count}" in card
+    for figure in describe.difference_figures(kept).values():
+        assert f"{100 * figure['value']:.2f} %" in card or f"| {figure['value']:.2f} [" in card
+    second, third = describe.reading_figures()
+    assert all(f"| {row['line']} | {row['corrected']} | {row['rejected']} |" in card for row in second)
+    assert all("| " + " | ".join(row.values()) + " |" in card for row in third)
+
+
+def test_readings_name_scenarios_of_the_pool(curated):
+    """A record of corrections that names scenarios that do not exist proves nothing."""
+    pool, kept, _ = curated
+    second, third = (describe.read_csv(data.DATA / name) for name in ("review.csv", "third_reading.csv"))
+    rejected = {row["id"] for row in second if row["outcome"] == "rejected"}
+    assert {row["id"] for row in second} - rejected <= {s["id"] for s in pool} and not rejected & {s["id"] for s in pool}
+    assert {row["line"] for row in second} <= set(describe.CHECKLIST)
+    assert {row["id"] for row in third} <= {s["id"] for s in kept} and Counter(row["version"] for row in third) == {"HIJAZI": 100, "NAJDI": 100}
+
+
 def test_lengths_are_what_they_say(curated):
     """`length` is a stratum of the split, so it must follow from the texts; the data card gives the bounds."""
     for s in curated[0]:

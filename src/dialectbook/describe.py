@@ -44,7 +44,7 @@ def word_overlap(first, second):
 def load_markers(path=DATA / "markers.csv"):
     """Return group -> a pattern that matches a whole word. A star in a form stands for letters; `except` lists what it must not match."""
     forms = {group: ([], []) for group in GROUPS}
-    for number, row in enumerate(_read_csv(path), 2):
+    for number, row in enumerate(read_csv(path), 2):
         if row["dialect"] not in GROUPS:
             raise UserError(f"{path}, line {number}: dialect = {row['dialect']!r} is not one of {', '.join(GROUPS)}.")
         forms[row["dialect"]][0].append(_pattern(row["form"]))
@@ -127,25 +127,26 @@ CHECKLIST = ("dialect", "msa_leak", "fact", "fit", "stereotype", "private", "wri
 def reading_figures(folder=DATA):
     """Return (second, third): one row per line of the checklist, from `review.csv` and `third_reading.csv`.
 
-    second: scenarios corrected and rejected, each counted once under the line of its first change. third: faults per 100
-    responses of the sample and their Wilson interval, per dialect.
+    second: scenarios corrected and rejected, each counted once under the line of its first change. third: responses with a
+    fault per 100 of the sample and the Wilson 95 % interval, per dialect.
     """
     first_change = {}
-    for row in _read_csv(folder / "review.csv"):
+    for row in read_csv(folder / "review.csv"):
         first_change.setdefault(row["id"], row)
     second = [{"line": line, **{outcome: sum(row["line"] == line and row["outcome"] == outcome for row in first_change.values())
                                 for outcome in ("corrected", "rejected")}} for line in CHECKLIST]
-    sample, third = _read_csv(folder / "third_reading.csv"), []
-    for line in CHECKLIST:
-        entry = {"line": line}
+    sample, third = read_csv(folder / "third_reading.csv"), []
+    for name, lines in (*((line, [line]) for line in CHECKLIST), ("any of them", CHECKLIST)):
+        entry = {"line": name}
         for dialect in DIALECTS:
-            faults = [row[line] == "1" for row in sample if row["dialect"] == dialect]
+            faults = [any(row[line] == "1" for line in lines) for row in sample if row["version"] == dialect]
             share, low, high = wilson(sum(faults), len(faults))
             entry[f"{dialect} (n = {len(faults)})"] = f"{100 * share:.0f} [{100 * low:.1f}, {100 * high:.1f}]"
         third.append(entry)
     return second, third
 
 
-def _read_csv(path):
+def read_csv(path):
+    """Return the rows of a CSV file with a header, as dicts of text."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
