@@ -96,6 +96,8 @@ def test_text_of_models_is_escaped_and_isolated():
     assert "<script>" not in shown and "&lt;script&gt;" in shown and '<bdi lang="ar" dir="rtl"' in shown
     prompt = cell("### Instruction:\n<DIALECT=NAJDI>وش رايك؟")
     assert prompt.startswith("### Instruction:<br>") and '<bdi dir="ltr">&lt;DIALECT=NAJDI&gt;</bdi>وش رايك؟' in prompt
+    english = cell("the commonest opening is (السلام عليكم يا), by far")
+    assert english.startswith("the commonest opening is (<bdi lang=\"ar\" dir=\"rtl\"") and english.endswith("</bdi>), by far")
     assert cell("plain & simple") == "plain &amp; simple" and cell(None) == "–" and cell(True) == "yes"
 
 

@@ -246,6 +246,15 @@ def ask(pairs, kind, tag, seed=0, both=False):
     return rows
 
 
+def prompts_of_test(knobs, run):
+    """Return the prompts of the test split (`ask`): all of it, or `test_scenarios` scenarios drawn at random."""
+    pairs = load_split(run, "test")
+    scenarios = sorted({pair["scenario_id"] for pair in pairs})
+    if 0 < knobs.test_scenarios < len(scenarios):
+        scenarios = set(random.Random(knobs.data_seed).sample(scenarios, knobs.test_scenarios))
+    return ask([pair for pair in pairs if pair["scenario_id"] in scenarios], knobs.instruction_kind_test, knobs.tag_test, both=True)
+
+
 def split_regions(rows, seed, share=0.2):
     """Return (train, held_out) sentences of other regions; `share` of each region is held out for testing the judge."""
     rng, train, held_out = random.Random(seed), [], []

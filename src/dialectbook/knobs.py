@@ -32,6 +32,7 @@ class Knobs(BaseModel):
     data_seed: int = Field(ge=0, description="seed of shuffling and splitting")
     instruction_kind_train: Kind = Field(description="instructions trained on: in the dialect, neutral (MSA), or mixed")
     instruction_kind_test: Kind = Field(description="instructions tested on; mixed asks every pair both ways")
+    test_scenarios: int = Field(ge=0, description="test scenarios that are answered, drawn at random; 0: all")
     # base model
     base_model: str = Field(min_length=1, description="'twin', a hub id or a local folder in the hub's format")
     base_revision: str = Field(description="commit or tag of the hub model")

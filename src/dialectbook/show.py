@@ -11,7 +11,9 @@ from .hardware import GPU_PROFILES
 
 ARABIC = re.compile("[\u0600-\u06ff]")
 LATIN = re.compile(r"[<(]?[A-Za-z][\x21-\x27\x2a-\x7e]*[>)]?")
+ARABIC_RUN = re.compile("[\u0600-\u06ff]+(?:[ \u060c]+[\u0600-\u06ff]+)*")
 FONT = "'Noto Naskh Arabic', 'Amiri', 'Geeza Pro', 'Segoe UI', 'Traditional Arabic', 'DejaVu Sans', serif"
+ARABIC_HTML = f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{{}}</bdi>'
 COLOURS = {"base": "#666666", "base_tagged": "#B0B0B0", "no_token": "#0072B2", "token": "#D55E00", "paper": "#000000",
            "HIJAZI": "#009E73", "NAJDI": "#CC79A7"}  # Okabe and Ito, safe for colour-blind readers
 MARKERS = {"base": "s", "base_tagged": "v", "no_token": "o", "token": "^", "paper": "D"}
@@ -36,15 +38,21 @@ def cell(value):
 
 
 def isolate(line):
-    """Return one line of text as safe HTML: Arabic right to left, and Latin words in it, such as tags, left to right."""
+    """Return one line of text as safe HTML, each script isolated in its own direction.
+
+    A line is Arabic when it holds more Arabic than Latin letters, tags not counted: then it runs right to left and Latin
+    words in it left to right; otherwise it is the other way round.
+    """
     if not ARABIC.search(line):
         return html.escape(line)
+    arabic = len(ARABIC.findall(line)) > len(re.findall("[A-Za-z]", re.sub("<[^>]*>", "", line)))
     parts, end = [], 0
-    for match in LATIN.finditer(line):
-        parts += [html.escape(line[end:match.start()]), f'<bdi dir="ltr">{html.escape(match.group())}</bdi>']
+    for match in (LATIN if arabic else ARABIC_RUN).finditer(line):
+        parts.append(html.escape(line[end:match.start()]))
+        parts.append(f'<bdi dir="ltr">{html.escape(match.group())}</bdi>' if arabic else ARABIC_HTML.format(html.escape(match.group())))
         end = match.end()
     inner = "".join([*parts, html.escape(line[end:])])
-    return f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{inner}</bdi>'
+    return ARABIC_HTML.format(inner) if arabic else inner
 
 
 def marked(text):
@@ -56,7 +64,7 @@ def marked(text):
     spans = {word: dialect for dialect in DIALECTS for word in find_markers(text, [dialect])}
     words = [f'<mark style="background:{COLOURS[spans[bare]]}44;color:inherit">{html.escape(word)}</mark>' if bare in spans else html.escape(word)
              for word in re.split(r"(\W+)", text) for bare in [DIACRITICS.sub("", word)]]
-    return HTML(f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{"".join(words)}</bdi>')
+    return HTML(ARABIC_HTML.format("".join(words)))
 
 
 def table(rows, columns=None, caption="", note=""):
@@ -97,7 +105,7 @@ def word_cloud(counts, largest=40):
 
     words = counts.most_common(largest)
     top = words[0][1]
-    spans = "".join(f'<span title="{count:,}" style="font-size:{0.8 + 2.2 * (count / top) ** 0.5:.2f}em;margin:0 .25em">'
+    spans = " ".join(f'<span title="{count:,}" style="font-size:{0.8 + 2.2 * (count / top) ** 0.5:.2f}em;margin:0 .25em">'
                     f"{html.escape(word)}</span>" for word, count in sorted(words))
     return HTML(f'<div lang="ar" dir="rtl" style="font-family:{FONT};line-height:1.6;text-align:center">{spans}</div>')
 
@@ -121,11 +129,15 @@ def new_figure(width=6.0, height=3.5, columns=1, rows=1):
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure, run, name, rows, profile):
-    """Save a figure as PNG and its numbers as CSV in the run's figures folder, signed with the profile that made it."""
+def save_figure(figure, run, name, rows, of_model=True):
+    """Save a figure as PNG and its numbers as CSV in the run's figures folder, signed with the profile that made it.
+
+    A figure `of_model` from a CPU profile is signed as the twin's.
+    """
     run.figures.mkdir(parents=True, exist_ok=True)
-    figure.text(1, -0.01, f"profile {profile}{'' if profile in GPU_PROFILES else ', CPU twin'}", ha="right", va="top",
-                fontsize=6, color="#666666")
+    profile = run.root.name
+    twin = ", CPU twin" if of_model and profile not in GPU_PROFILES else ""
+    figure.text(1, -0.01, f"profile {profile}{twin}", ha="right", va="top", fontsize=6, color="#666666")
     figure.savefig(run.figures / f"{name}.png", dpi=160, bbox_inches="tight")
     text = io.StringIO()
     csv.writer(text).writerows([list(rows[0]), *(row.values() for row in rows)])
