@@ -16,11 +16,11 @@ from transformers import (AutoTokenizer, BertConfig, BertForSequenceClassificati
                           LlamaForCausalLM, LlamaTokenizer, TrainerCallback)
 
 from dialectbook import sample, sft
-from dialectbook.data import DIALECTS, REGIONS, SPLITS, ask, split_scenarios, to_pairs
+from dialectbook.data import DIALECTS, REGIONS, SPLITS, ask, prompts_of_test, split_scenarios, to_pairs
 from dialectbook.files import UserError, write_jsonl
 from dialectbook.judge import HubJudge, NgramJudge
 from dialectbook.knobs import load_knobs, profile_names
-from dialectbook.model import load_base, load_tokenizer, load_tuned, train_tokenizer
+from dialectbook.model import encoder_of, identity_of, load_base, load_tokenizer, load_tuned, train_tokenizer
 from dialectbook.paths import Run
 from dialectbook.pretrain import corpus
 
@@ -409,12 +409,48 @@ def test_nothing_of_dev_or_test_enters_pretraining():
         texts = corpus(pool, to_pairs(splits["train"]), regions, share, seed=1)
         assert not any("DIALECT" in text for text in texts), "the base must not have met the dialect tag"
         lines = {re.sub(r"^<(TOPIC|REGION)=\w+>", "", line) for line in "\n".join(texts).splitlines()}
-        assert len(texts) == len(versions) * len(splits["train"]) + 1 and "ازيك عامل ايه" in lines
+        sentences = 2 * round(share * len(splits["train"])) + 1  # the dialect responses once more, and the one of EGY
+        assert len(texts) == len(versions) * len(splits["train"]) + sentences and "ازيك عامل ايه" in lines
         assert all(s[version]["response"] in lines for s in splits["train"] for version in versions)
         for scenario in splits["dev"] + splits["test"]:
             for version in ("msa", "hijazi", "najdi", "english"):
                 assert not lines & set(scenario[version].values())
     assert [len(splits[name]) for name in SPLITS] == [32, 4, 4]
+
+
+def test_identity_changes_with_the_base(tmp_path):
+    """A local base that was exchanged under the same path must not pass for the one that an adapter was trained on."""
+    knobs, _ = load_knobs("a100", "token", {"base_model": str(tmp_path)})
+    (tmp_path / "config.json").write_text("{}")
+    before = identity_of(knobs, Run("a100"))
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+    assert identity_of(knobs, Run("a100")) != before
+    hub, _ = load_knobs("a100", "token")
+    assert identity_of(hub, Run("a100")) == f"{hub.base_model}@{hub.base_revision}"
+
+
+def test_encoder_of_bertscore_is_pinned(tmp_path, monkeypatch):
+    """bert-score takes no revision: the encoder must be fetched at its commit first, and only as safetensors."""
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda path, **options: asked.update(options, path=path) or str(tmp_path))
+    knobs, _ = load_knobs("a100")
+    folder, layer, name = encoder_of(knobs, Run("a100"))
+    assert folder == str(tmp_path) and layer == 9 and name == "bert-base-multilingual-cased@3f076fd"
+    assert asked["revision"] == knobs.bertscore_revision and not any("bin" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_fewer_test_scenarios_are_drawn_whole(tmp_path, monkeypatch):
+    """A profile may answer fewer test scenarios, but always both dialects of one, and the same ones every time."""
+    monkeypatch.setenv("DIALECTBOOK_RUNS", str(tmp_path))
+    run = Run("tiny")
+    write_jsonl(run.split("test"), to_pairs(scenarios(30)))
+    knobs, _ = load_knobs("tiny", "token", {"test_scenarios": 7})
+    rows = prompts_of_test(knobs, run)
+    assert len(rows) == 7 * 2 * 2 and rows == prompts_of_test(knobs, run)
+    assert len({row["scenario_id"] for row in rows}) == 7
+    assert len(prompts_of_test(load_knobs("tiny", "token", {"test_scenarios": 0})[0], run)) == 30 * 2 * 2
 
 
 def test_tokenizer_loses_nothing(tmp_path):
