@@ -103,7 +103,7 @@ def metrics():
 
 def deduplication():
     """Print the time of the ROUGE-L filter on 5,000 to 50,000 texts made of the pool's words, and the growth exponent."""
-    words = [word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()]
+    words = np.array([word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()])
     rng, seconds = np.random.default_rng(0), {}
     for size in (5_000, 50_000):
         texts = [" ".join(rng.choice(words, rng.integers(5, 14))) for _ in range(size)]

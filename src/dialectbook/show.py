@@ -32,8 +32,8 @@ def cell(value):
         return ", ".join(cell(one) for one in value)
     if isinstance(value, dict):
         return ", ".join(f"{cell(key)} {cell(one)}" for key, one in value.items())
-    if hasattr(value, "_repr_html_"):
-        return value._repr_html_()
+    if hasattr(value, "data"):  # HTML of `marked`
+        return value.data
     return "<br>".join(map(isolate, str(value).split("\n")))
 
 
@@ -76,7 +76,8 @@ def table(rows, columns=None, caption="", note=""):
 
     def body_cell(value):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return f'<td style="text-align:{"right" if number else "start"}" dir="auto">{cell(value)}</td>'
+        wide = ";min-width:13em" if len(str(value)) > 60 else ""  # on a phone the table scrolls; its long texts stay readable
+        return f'<td style="text-align:{"right" if number else "start"}{wide}" dir="auto">{cell(value)}</td>'
 
     body = "".join("<tr>" + "".join(body_cell(row.get(column)) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
