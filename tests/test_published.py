@@ -2,6 +2,7 @@
 
 import pytest
 
+from dialectbook.knobs import load_knobs
 from dialectbook.published import (AUDIT_KEYS, against_paper, audit, buckets_needed, compare_counts, counts_behind, counts_of_percentages,
                                    denominators, floor_split, gains_unrounded, human_designs, label_shares, loss_curve, losses_per,
                                    lowest_losses, paired_range, recovered_lengths, released, sources, split_rows)
@@ -122,3 +123,10 @@ def test_every_figure_and_item_has_its_source():
         assert tuple(sorted(entry)) == tuple(sorted(AUDIT_KEYS))
         assert all(isinstance(entry[key], str) and entry[key].strip() for key in AUDIT_KEYS if key != "number"), entry["number"]
         assert entry["changes"].split()[0].strip(":") in ("Yes", "No", "Open"), entry["number"]
+
+
+def test_the_topics_of_the_paper_stand_alike_in_both_files():
+    """The curation's proportions and chapter 17 read the same figure of the paper."""
+    proportions = load_knobs("tiny")[0].topic_pairs
+    assert {topic: n for topic, n in proportions.items() if topic != "other"} == released()["top_topics"]
+    assert sum(proportions.values()) == released()["pairs"]
