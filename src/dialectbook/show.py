@@ -76,8 +76,8 @@ def table(rows, columns=None, caption="", note=""):
 
     def body_cell(value):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        wide = ";min-width:13em" if len(str(value)) > 60 else ""  # on a phone the table scrolls; its long texts stay readable
-        return f'<td style="text-align:{"right" if number else "start"}{wide}" dir="auto">{cell(value)}</td>'
+        kind = ' class="long"' if len(str(value)) > 60 else ""  # the book's style sheet keeps long texts readable on a phone
+        return f'<td{kind} style="text-align:{"right" if number else "start"}" dir="auto">{cell(value)}</td>'
 
     body = "".join("<tr>" + "".join(body_cell(row.get(column)) for column in columns) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
