@@ -49,8 +49,10 @@ def test_card_says_what_the_folder_holds(curated):
     assert f"| {len(pool):,}; {len(kept):,} |" in card
     for region, count in Counter(row["region"] for row in data.load_regions()).items():
         assert f"{region} {count}" in card
-    for figure in describe.difference_figures(kept).values():
-        assert f"{100 * figure['value']:.2f} %" in card or f"| {figure['value']:.2f} [" in card
+    for name, figure in describe.difference_figures(kept).items():
+        value, low, high = ((1 if "overlap" in name else 100) * figure[key] for key in ("value", "low", "high"))
+        line = next(line for line in card.splitlines() if line.startswith(f"| {name}"))
+        assert f"{value:.2f}{'' if 'overlap' in name else ' %'} [{low:.2f}, {high:.2f}]" in line
     second, third = describe.reading_figures()
     assert all(f"| {row['line']} | {row['corrected']} | {row['rejected']} |" in card for row in second)
     assert all("| " + " | ".join(row.values()) + " |" in card for row in third)
@@ -116,6 +118,12 @@ def test_balance_follows_the_paper():
     assert data.topic_quotas(rows, 60, paper) == {"a": 30, "b": 10, "c": 10, "d": 10}
     with pytest.raises(UserError, match="topic a: 60 scenarios are left.*is 100"):
         data.topic_quotas(rows, 200, paper)
+
+
+def test_too_small_a_pool_is_no_full_dataset():
+    """A pool that cannot fill the size asked for must say so, not pass for the whole dataset."""
+    with pytest.raises(UserError, match="topic food: 1 scenarios are left.*or lower the knob scenarios"):
+        data.curate([scenario(1)], load_knobs("tiny")[0])
 
 
 def test_datasets_reads_the_folder(tmp_path):
@@ -198,7 +206,7 @@ def test_bad_scenarios_are_named(tmp_path):
 
 def test_empty_banned_and_long_are_removed():
     """Each step of the curation removes what it says and records why; a text of tatweel only is empty."""
-    knobs, _ = load_knobs("tiny")
+    knobs, _ = load_knobs("tiny", overrides={"scenarios": 0})
     bad = [scenario(1, najdi={"instruction": "سؤال", "response": "ـــ \u200f"}), scenario(2, topic="politics_governance"),
            scenario(3, msa={"instruction": "كلمة " * 200, "response": "جواب"})]
     kept, removed = data.curate([scenario(9, hijazi={"instruction": "وحدة تانية خالص", "response": "نعم"}), *bad], knobs)

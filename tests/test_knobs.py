@@ -23,6 +23,7 @@ T4 = Hardware("Tesla T4", 15.0, (7, 5), 2, 12.0)
     ({"instruction_kind_test": "msa"}, "'dialect', 'neutral' or 'mixed'"),
     ({"top_p": 1.2}, "less than or equal to 1"),
     ({"split_shares": [0.8, 0.1, 0.2]}, "sum to 1"),
+    ({"topic_pairs": {"food_cooking": 3}}, "the key 'other'"),
     ({"twin_heads": 3}, "must divide twin_hidden_size"),
     ({"lora_targets": []}, "at least 1 item"),
     ({"seeds": []}, "at least 1 item")])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dialectbook.book import page, with_address
@@ -11,7 +12,7 @@ from dialectbook.execute import check_parameters, execute
 from dialectbook.files import UserError, fingerprint, is_finished, mark_finished
 from dialectbook.paths import NOTEBOOKS, ROOT
 from dialectbook.run import flow, lock, parse_overrides
-from dialectbook.show import cell, table
+from dialectbook.show import cell, marked, table
 
 
 def notebook(folder, *sources, tags=("parameters",)):
@@ -98,6 +99,7 @@ def test_text_of_models_is_escaped_and_isolated():
     assert prompt.startswith("### Instruction:<br>") and '<bdi dir="ltr">&lt;DIALECT=NAJDI&gt;</bdi>وش رايك؟' in prompt
     english = cell("the commonest opening is (السلام عليكم يا), by far")
     assert english.startswith("the commonest opening is (<bdi lang=\"ar\" dir=\"rtl\"") and english.endswith("</bdi>), by far")
+    assert cell(np.int64(3)) == "3" and cell(marked("إيش تسوي <b>")).count("<mark") == 1 and "<b>" not in cell(marked("إيش <b>"))
     assert cell("plain & simple") == "plain &amp; simple" and cell(None) == "–" and cell(True) == "yes"
 
 

@@ -146,7 +146,7 @@ def curate(pool, knobs):
     repeated = near_duplicates(rows, knobs.rouge_l_threshold)
     rows = drop(rows, "near-duplicate", lambda row: row["id"] in repeated
                 and f"instruction at ROUGE-L >= {knobs.rouge_l_threshold} to an earlier one")
-    if knobs.scenarios and len(rows) > knobs.scenarios:
+    if knobs.scenarios:
         quotas = topic_quotas(rows, knobs.scenarios, knobs.topic_pairs)
         rng, chosen = random.Random(knobs.data_seed), set()
         for topic, quota in quotas.items():

@@ -12,7 +12,7 @@ from .knobs import profile_names
 
 GPU_PROFILES = ("a100", "t4")
 # Batches are padded to a multiple of this: on a CPU each new shape in bf16 costs a compilation and the memory to keep it
-# (700 steps of the twin: 2.6 GB and 5,400 tokens/s without, 0.9 GB and 7,900 with 16; 8, 24, 32 and 64 give less)
+# (700 steps of the twin: 2.6 GB and 5,400 tokens/s without, 0.9 GB and 7,900 with 16; 8 and 24 are as fast, 32 and 64 slower)
 PAD_TO = 16
 
 

@@ -136,6 +136,9 @@ def load_knobs(profile, experiment="", overrides=None):
         raise UserError(_sentence(error.errors()[0], values, origin)) from None
     if abs(sum(knobs.split_shares) - 1) > 1e-9 or min(knobs.split_shares) <= 0:
         raise UserError(f"{origin['split_shares']}: split_shares = {knobs.split_shares} must be positive and sum to 1.")
+    if "other" not in knobs.topic_pairs or min(knobs.topic_pairs.values()) <= 0:
+        raise UserError(f"{origin['topic_pairs']}: topic_pairs = {knobs.topic_pairs} must have positive numbers and the key 'other', "
+                        "the pairs of all topics that it does not name.")
     if knobs.twin_hidden_size % knobs.twin_heads:
         raise UserError(f"{origin['twin_heads']}: twin_heads = {knobs.twin_heads} must divide twin_hidden_size = "
                         f"{knobs.twin_hidden_size}.")

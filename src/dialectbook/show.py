@@ -5,7 +5,7 @@ import html
 import io
 import re
 
-from .data import DIACRITICS
+from .data import DIACRITICS, DIALECTS
 from .files import write_text
 from .hardware import GPU_PROFILES
 
@@ -32,8 +32,8 @@ def cell(value):
         return ", ".join(cell(one) for one in value)
     if isinstance(value, dict):
         return ", ".join(f"{cell(key)} {cell(one)}" for key, one in value.items())
-    if hasattr(value, "data"):  # HTML of `marked`
-        return value.data
+    if hasattr(value, "_repr_html_"):  # HTML of `marked`
+        return value._repr_html_()
     return "<br>".join(map(isolate, str(value).split("\n")))
 
 
@@ -59,7 +59,7 @@ def marked(text):
     """Return an Arabic text as HTML with its Hijazi and Najdi markers (`describe.find_markers`) in the colours of the two."""
     from IPython.display import HTML
 
-    from .describe import DIALECTS, find_markers
+    from .describe import find_markers
 
     spans = {word: dialect for dialect in DIALECTS for word in find_markers(text, [dialect])}
     words = [f'<mark style="background:{COLOURS[spans[bare]]}44;color:inherit">{html.escape(word)}</mark>' if bare in spans else html.escape(word)
