@@ -16,13 +16,15 @@ from peft import get_peft_model
 from test_metrics import literal_faithful
 
 from dialectbook import data
+from dialectbook.bertscore import BertScorer
 from dialectbook.dedup import rouge_l_filter
 from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
-from dialectbook.metrics import faithful_metrics
+from dialectbook.metrics import chrf_with_interval, corrected_metrics, distinct_at_budget, faithful_metrics, near_duplicates_of, self_bleu_sampled
 from dialectbook.model import build_twin, lora_config, train_tokenizer
 from dialectbook.sample import generate
 from dialectbook.sft import make_trainer
+from dialectbook.stats import bootstrap_mean
 
 transformers.utils.logging.set_verbosity_error()
 KNOBS, _ = load_knobs("tiny", "token", {"num_epochs": 1})
@@ -101,6 +103,36 @@ def metrics():
     print(f"metrics: {len(predictions)} outputs, faithful over the released formulation: {(end - middle) / (middle - start):.0f} (at least 20 wanted), largest difference {gap:.1e}")
 
 
+def uncertainty():
+    """Print the time of every corrected metric with 10,000 resamples on 836 outputs, and which part is the slowest."""
+    predictions = [s["najdi"]["response"] for s in POOL][:836]
+    references = [s["hijazi"]["response"] for s in POOL][:836]
+    probabilities = np.random.default_rng(0).dirichlet(np.full(5, 0.4), len(predictions))
+    scenarios = np.arange(836) // 2
+    with tempfile.TemporaryDirectory() as folder:
+        build_twin(KNOBS, TOKENIZER).save_pretrained(folder)
+        TOKENIZER.save_pretrained(folder)
+        scorer = BertScorer(folder, KNOBS.bertscore_layer, "twin")
+        scorer.set_baseline(references)
+        start = time.perf_counter()
+        corrected_metrics(predictions, references, probabilities, data.REGIONS, scenarios=scenarios, requested=["NAJDI"] * 836, produced=["NAJDI"] * 836,
+                          produced_of_cut=["NAJDI"] * 836, prompts=references, training=[s["msa"]["response"] for s in POOL], bigram_budget=17_000,
+                          bertscore=scorer)
+        seconds = time.perf_counter() - start
+        parts = {"Self-BLEU": lambda: self_bleu_sampled(predictions, 100), "chrF++ with interval": lambda: chrf_with_interval(predictions, references, scenarios, 10_000),
+                 "BERTScore": lambda: BertScorer(folder, KNOBS.bertscore_layer)(predictions, references),
+                 "distinct-2 at a budget": lambda: distinct_at_budget(predictions, 2, 17_000), "near-duplicates": lambda: near_duplicates_of(predictions, references),
+                 "bootstrap of one mean": lambda: bootstrap_mean(np.ones(836), scenarios, 10_000)}
+        times = {}
+        for name, part in parts.items():
+            begun = time.perf_counter()
+            part()
+            times[name] = time.perf_counter() - begun
+    slowest = max(times, key=times.get)
+    print(f"uncertainty: all corrected metrics of 836 outputs, 10,000 resamples: {seconds:.1f} s (at most 30 wanted); slowest: {slowest}, {times[slowest]:.1f} s; "
+          + ", ".join(f"{name} {value:.1f}" for name, value in times.items() if name != slowest))
+
+
 def deduplication():
     """Print the time of the ROUGE-L filter on 5,000 to 50,000 texts made of the pool's words, and the growth exponent."""
     words = np.array([word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()])
@@ -116,5 +148,5 @@ def deduplication():
 
 if __name__ == "__main__":
     print("Two threads; ratios carry over to other machines, seconds do not.")
-    for part in (training, sampling, metrics, deduplication):
+    for part in (training, sampling, metrics, uncertainty, deduplication):
         part()

@@ -1,5 +1,6 @@
 """The whole book in the smoke profile, through the same Snakemake rules as `make book`, warnings as errors."""
 
+import html
 import json
 import os
 import re
@@ -10,9 +11,11 @@ import sys
 import pytest
 
 from dialectbook.book import repository
+from dialectbook.claims import evaluate_claims, ledger_rows, scoreboard
+from dialectbook.data import IN_WORDS, OTHER_DIALECT
 from dialectbook.files import read_json, read_jsonl
-from dialectbook.knobs import experiments
-from dialectbook.paths import NOTEBOOKS, ROOT
+from dialectbook.knobs import experiments, load_knobs
+from dialectbook.paths import NOTEBOOKS, ROOT, Run
 
 
 def run_book(folder, *arguments):
@@ -68,27 +71,30 @@ def test_contracts_of_a_run(smoke):
         found = read_json(folder / "metrics.json")
         assert found["n"] == len(rows) == 2 * len(splits["test"])
         assert all({"value", "low", "high", "n"} <= set(entry) for entry in found["corrected"].values())
-        assert ("<DIALECT=" in rows[0]["prompt"]) == (name in ("base_tagged", "token"))
+        asked = load_knobs("smoke", name)[0].tag_test
+        assert all((f"<DIALECT={r['dialect']}>" in r["prompt"]) == (asked == "prefix") for r in rows)
+        assert all((f"<DIALECT={OTHER_DIALECT[r['dialect']]}>" in r["prompt"]) == (asked == "swapped") for r in rows)
+        assert all((f"{IN_WORDS[r['dialect']]}: " in r["prompt"]) == (asked == "words") for r in rows)
         assert (folder / "adapter/adapter_model.safetensors").is_file() == (name in ("no_token", "token"))
     assert not list(run.rglob("*.pkl")) and not list((run / "base").rglob("*.bin"))
 
 
 def test_test_split_never_reaches_training(smoke):
     """No test or dev response may be in what tokenizer, base, adapter and judge learn from."""
-    from dialectbook.data import load_split
-    from dialectbook.knobs import load_knobs
-    from dialectbook.paths import Run
+    from dialectbook.data import load_split, spare_scenarios, to_pairs
     from dialectbook.pretrain import training_texts
 
     knobs, _ = load_knobs("smoke")
     run = Run("smoke")
     run.root, run.data = smoke[0], smoke[0] / "data"
+    spare = {pair["response"] for pair in to_pairs(spare_scenarios(knobs))}
     train = load_split(run, "train")
     read = "\n".join(training_texts(knobs, run)[0])
     learnt = {row["response"] for row in train} | {row["instruction"] for row in train}
     for row in load_split(run, "test") + load_split(run, "dev"):
         assert row["response"] not in read and row["response_msa"] not in read
-        assert row["response"] not in learnt and row["instruction"] not in learnt
+        assert row["response"] not in learnt and row["instruction"] not in learnt and row["response"] not in spare
+    assert spare and not spare & learnt and not any(text in read for text in spare), "the independent judge shares nothing with the models"
 
 
 def test_second_run_has_nothing_to_do(smoke):
@@ -136,3 +142,26 @@ def test_results_follow_from_the_outcomes(smoke):
         outcome = json.loads((smoke[0] / f"experiments/{name}/seed-1/metrics.json").read_text(encoding="utf-8"))["outcomes"]
         right = sum(a == b for a, b in zip(outcome["dialect"], outcome["produced"]))
         assert points["requested-dialect accuracy", name]["value"] == pytest.approx(right / len(outcome["dialect"]))
+
+
+def test_ledger_in_the_page_is_what_the_result_files_say(smoke, monkeypatch):
+    """Every row of chapter 18's page, verdict included, must follow from the result files; the front page counts the same."""
+    monkeypatch.setenv("DIALECTBOOK_RUNS", str(smoke[0].parent))
+    ledger = evaluate_claims(Run("smoke"))
+    assert read_json(smoke[0] / "claims.json") == json.loads(json.dumps(ledger))
+    page = (smoke[0] / "book/html/notebooks/18_claims.html").read_text(encoding="utf-8")
+    body = page[page.index('id="db-claims"'):]
+    body = body[body.index("<tbody>"):body.index("</tbody>")]
+    shown = [[html.unescape(re.sub(r"<br>", "\n", re.sub(r"<(?!br>)[^>]+>", "", cell))) for cell in re.findall(r"<td.*?>(.*?)</td>", line, re.S)] for line in re.findall(r"<tr>(.*?)</tr>", body, re.S)]
+    assert shown == [[str(value) for value in row.values()] for row in ledger_rows(ledger)]
+    front = re.sub(r"<[^>]+>", " ", (smoke[0] / "book/html/index.html").read_text(encoding="utf-8")).split()
+    for row in scoreboard(ledger):
+        expected = [word for value in row.values() for word in str(value).split()]
+        assert any(front[i:i + len(expected)] == expected for i in range(len(front))), row
+
+
+def test_every_figure_has_its_numbers(smoke):
+    """A figure without its data beside it cannot be checked or drawn again."""
+    pictures = {path.stem for path in (smoke[0] / "figures").glob("*.png")}
+    assert pictures == {path.stem for path in (smoke[0] / "figures").glob("*.csv")}
+    assert {"forest", "control_matrices", "judge_calibration", "dialect_and_fidelity", "claims"} <= pictures

@@ -68,6 +68,23 @@ def test_layers_of_values():
     assert "experiment no_token" in rows["tag_train"]["reason"]
 
 
+def test_asking_another_way_keeps_the_model():
+    """An experiment that asks the same model otherwise must share its adapters and training settings."""
+    known = knobs.experiments()
+    assert known["token_swapped"]["model_of"] == "token" and known["token"]["model_of"] == "token"
+    for name, entry in known.items():
+        model, own = (load_knobs("tiny", one)[0] for one in (entry["model_of"], name))
+        changed = {key for key in type(own).model_fields if getattr(own, key) != getattr(model, key)}
+        assert changed <= {"tag_test", "sampling_round"} and bool(changed) == (entry["model_of"] != name), name
+
+
+def test_unknown_model_of_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "experiments.yaml").write_text("a: {about: x, model_of: b, changes: {}}")
+    monkeypatch.setattr(knobs, "PARAMS", tmp_path)
+    with pytest.raises(UserError, match="model_of = 'b' of a is unknown; it must be one of a"):
+        knobs.experiments()
+
+
 def test_auto_picks_by_hardware():
     assert [pick_profile("auto", machine)[0] for machine in (CPU, T4, A100)] == ["tiny", "t4", "a100"]
 

@@ -9,6 +9,7 @@ import pytest
 import sacrebleu
 
 from dialectbook import metrics, stats
+from dialectbook.bertscore import BertScorer
 from dialectbook.data import REGIONS, load_pool
 
 POOL = load_pool()
@@ -155,20 +156,216 @@ def test_experiments_on_other_prompts_cannot_be_compared():
     """Pairing two runs row by row is only right when they answered the same prompts."""
     from dialectbook.results import compare, outcomes
 
-    run = {"seed": 1, "outcomes": {"scenario_id": ["a", "b"], "dialect": ["HIJAZI", "NAJDI"], "instruction_kind": ["neutral"] * 2, "produced": ["MSA", "NAJDI"]}}
+    run = {"seed": 1, "outcomes": {"scenario_id": ["a", "b"], "dialect": ["HIJAZI", "NAJDI"], "instruction_kind": ["neutral"] * 2, "produced": ["MSA", "NAJDI"],
+                                   "failures": {}, **dict.fromkeys(("topic", "task", "length", "names_dialect", "produced_independent", "probability", "words",
+                                                                    "bertscore", "tag_echo"), [0, 0])}}
     other = {**run, "outcomes": {**run["outcomes"], "scenario_id": ["a", "c"]}}
     with pytest.raises(ValueError, match="differ in scenario"):
         compare(outcomes([run]), outcomes([other]), "MSA share", 100)
     assert compare(outcomes([run]), outcomes([run]), "MSA share", 100)["difference"] == 0
 
 
-def test_bertscore_of_an_empty_answer_is_zero(tmp_path):
-    """bert-score encodes an empty text by a method that a Llama tokenizer has not: one empty answer stopped chapter 08."""
+# ---- BERTScore -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The folder of a small random Llama: an encoder in the hub's format, as the twin is."""
     from dialectbook.knobs import load_knobs
     from dialectbook.model import build_twin, train_tokenizer
 
+    folder = tmp_path_factory.mktemp("encoder")
     tokenizer = train_tokenizer(REFERENCES, 400)
-    build_twin(load_knobs("smoke")[0], tokenizer).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    scores = metrics.BertScorer(str(tmp_path), 2, "twin")([REFERENCES[0], "", " ", PREDICTIONS[1]], REFERENCES[:4])
+    build_twin(load_knobs("smoke")[0], tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_bertscore_equals_the_literal_formulation(encoder):
+    """Greedy matching of token states by cosine, one pair at a time in double precision, to nine digits."""
+    import torch
+
+    scorer = BertScorer(str(encoder), 2, "twin")
+    scorer.scorer._model.double()
+    model, tokenizer = scorer.scorer._model, scorer.scorer._tokenizer
+
+    def states(text):
+        with torch.no_grad():
+            hidden = model(torch.tensor([tokenizer(text.strip())["input_ids"]]))[0][0]
+        return hidden / hidden.norm(dim=-1, keepdim=True)
+
+    def mean(values):
+        return float((values * (torch.ones(len(values)) / len(values))).sum())  # bert-score keeps the weights 1/n in single precision
+
+    expected = []
+    for prediction, reference in zip(PREDICTIONS[:6], REFERENCES[:6]):
+        cosine = states(prediction) @ states(reference).T
+        precision, recall = mean(cosine.max(1).values), mean(cosine.max(0).values)
+        expected.append(2 * precision * recall / (precision + recall))
+    assert scorer(PREDICTIONS[:6], REFERENCES[:6]) == pytest.approx(expected, abs=1e-9)
+    assert metrics.faithful_metrics(PREDICTIONS[:6], REFERENCES[:6], PROBABILITIES[:6], REGIONS, bertscore=scorer)["bertscore_raw_f1"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert scorer.signature.startswith("twin_L2_no-idf_version=") and str(encoder) not in scorer.signature
+
+
+def test_bertscore_of_an_empty_answer_is_zero(encoder):
+    """bert-score encodes an empty text by a method that a Llama tokenizer has not: one empty answer stopped chapter 08."""
+    scores = BertScorer(str(encoder), 2, "twin")([REFERENCES[0], "", " ", PREDICTIONS[1]], REFERENCES[:4])
     assert scores[0] == pytest.approx(1, abs=1e-4) and list(scores[1:3]) == [0, 0] and 0 < scores[3] < 1
+
+
+def test_rescaled_bertscore_has_its_own_baseline(encoder):
+    """Unrelated texts have 0, equal ones 1; the value says whose baseline it is, and length is taken out beside it."""
+    scorer = BertScorer(str(encoder), 2, "twin")
+    texts = [s["hijazi"]["response"] for s in POOL[:40]]
+    base = scorer.set_baseline(texts, pairs=60)
+    assert 0 < base < 1 and scorer.rescale(base) == 0 and scorer.rescale(1.0) == 1
+    values = metrics.corrected_metrics(PREDICTIONS[:20], REFERENCES[:20], PROBABILITIES[:20], REGIONS, self_bleu_references=5, resamples=200, bertscore=scorer)
+    raw, rescaled = values["bertscore_raw_f1"], values["bertscore_rescaled_f1"]
+    assert all(rescaled[key] == pytest.approx((raw[key] - base) / (1 - base)) for key in ("value", "low", "high"))
+    assert "own-baseline-of-60-pairs" in rescaled["signature"] and "rescaled" not in raw["signature"]
+    cut = metrics.cut_to_reference(PREDICTIONS[:20], REFERENCES[:20])
+    assert values["bertscore_raw_f1_length_matched"]["value"] == pytest.approx(float(np.mean(scorer(cut, REFERENCES[:20]))))
+
+
+# ---- objects of evaluate -------------------------------------------------------------------------------------------
+
+def test_metrics_are_objects_of_evaluate(encoder, tmp_path, monkeypatch):
+    """compute with keywords, combine, no network and no files; the values are those of the functions, to nine digits."""
+    import evaluate
+
+    from dialectbook.metric_objects import load_metrics
+
+    class Judge:
+        labels = REGIONS
+
+        def probabilities(self, texts):
+            return PROBABILITIES[:len(texts)]
+
+    monkeypatch.chdir(tmp_path)
+    scorer = BertScorer(str(encoder), 2, "twin")
+    objects = load_metrics(Judge(), scorer)
+    assert all(isinstance(one, evaluate.Metric) for one in objects.values())
+    together = evaluate.combine(list(objects.values())).compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert list(together) == list(objects) and not list(tmp_path.iterdir())
+    faithful = metrics.faithful_metrics(PREDICTIONS, REFERENCES, PROBABILITIES, REGIONS, bertscore=scorer)
+    corrected = metrics.corrected_metrics(PREDICTIONS, REFERENCES, PROBABILITIES, REGIONS, resamples=100, bertscore=scorer)
+    for name, value in faithful.items():
+        assert together[name] == pytest.approx(value, abs=1e-9), name
+    for name in set(together) - set(faithful):
+        assert together[name] == pytest.approx(corrected[name]["value"], abs=1e-9), name
+    alone = objects["chrf2"].compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert alone == {"chrf2": together["chrf2"]} == objects["chrf2"].compute(predictions=PREDICTIONS, references=REFERENCES)
+
+
+# ---- length, near-duplicates of training text ------------------------------------------------------------------------
+
+def test_length_matched_metrics_see_cut_answers():
+    """The paper's base writes three times as many words: its metrics are compared on answers cut to the reference's length."""
+    cut = metrics.cut_to_reference(["a b c d", "a", ""], ["x y", "x y", "x"])
+    assert cut == ["a b", "a", ""]
+    values = metrics.corrected_metrics(PREDICTIONS, REFERENCES, PROBABILITIES, REGIONS, produced_of_cut=["MSA"] * 15 + ["NAJDI"] * 45, self_bleu_references=5, resamples=200)
+    assert values["msa_label_share_length_matched"]["count"] == 15 and values["dialect_share_length_matched"]["count"] == 45
+    matched = sacrebleu.corpus_chrf(metrics.cut_to_reference(PREDICTIONS, REFERENCES), [REFERENCES], word_order=2).score
+    assert values["chrf_plus_plus_length_matched"]["value"] == pytest.approx(matched, abs=1e-9)
+
+
+def test_near_duplicates_of_training_text():
+    """An answer that copies a training response must be counted, one that only shares words must not."""
+    training = [s["hijazi"]["response"] for s in POOL[100:140]]
+    answers = [training[3], training[5] + " ؟", POOL[200]["najdi"]["response"], ""]
+    assert metrics.near_duplicates_of(answers, training) == [True, True, False, False]
+    assert metrics.near_duplicates_of(["", "12"], ["..."]) == [False, False]
+    values = metrics.corrected_metrics(answers, training[:4], PROBABILITIES[:4], REGIONS, training=training, resamples=200)
+    assert values["near_duplicate_of_training_share"]["count"] == 2
+
+
+# ---- uncertainty -----------------------------------------------------------------------------------------------------
+
+def test_chrf_difference_is_paired():
+    """On the same resamples equal answers differ by nothing; better ones are found, with sacrebleu's own difference."""
+    same = metrics.chrf_difference(PREDICTIONS, PREDICTIONS, REFERENCES, np.arange(60), 400)
+    assert same["difference"] == same["low"] == same["high"] == 0 and same["p"] == 1
+    better = metrics.chrf_difference(PREDICTIONS, REFERENCES, REFERENCES, np.arange(60) // 2, 400)
+    expected = 100 - sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES], word_order=2).score
+    assert better["difference"] == pytest.approx(expected) and better["low"] > 0 and better["p"] == 2 / 400 and better["groups"] == 30
+
+
+def test_crossed_bootstrap_knows_seeds():
+    """Seeds that disagree widen the interval; seeds that agree leave it as it was."""
+    rng = np.random.default_rng(0)
+    scenario, seed = np.tile(np.arange(60), 3), np.repeat([1, 2, 3], 60)
+    alike = rng.random(180) < 0.5
+    apart = np.concatenate([rng.random(60) < share for share in (0.1, 0.5, 0.9)])
+    width = {name: np.diff(stats.crossed_bootstrap(values, scenario, seed, 2000)[1:])[0] for name, values in (("alike", alike), ("apart", apart))}
+    plain = np.diff(stats.bootstrap_mean(apart, scenario, 2000)[1:])[0]
+    assert width["apart"] > 2 * plain and width["apart"] > 2 * width["alike"]
+    assert stats.crossed_bootstrap(apart, scenario, seed, 500)[0] == pytest.approx(apart.mean())
+    one = stats.crossed_bootstrap(alike[:60], scenario[:60], seed[:60], 2000)
+    assert one[1] == pytest.approx(stats.bootstrap_mean(alike[:60], scenario[:60], 2000)[1], abs=0.03)
+
+
+def test_seed_deviations_tell_training_from_sampling():
+    """Known deviations, 2 for training and 1 for sampling, come back; what sampling explains is not called training."""
+    rng = np.random.default_rng(0)
+    runs = rng.normal(0, 2, (4000, 1)) + rng.normal(0, 1, (4000, 2))
+    found = stats.seed_deviations(runs)
+    assert found["training"] == pytest.approx(2, abs=0.1) and found["sampling"] == pytest.approx(1, abs=0.05)
+    assert stats.seed_deviations([[1.0, 3.0], [3.0, 1.0]])["training"] == 0
+    assert stats.seed_deviations([[1.0, 3.0]])["training"] is None, "one training seed tells nothing about training"
+
+
+def test_judge_errors_are_taken_out():
+    """Shares mixed by a known confusion come back, and the interval of a judge measured on few texts is wider."""
+    confusion = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.0, 0.05, 0.95]])
+    truth = np.array([0.5, 0.2, 0.3])
+    assert stats.unmix(truth @ confusion, confusion) == pytest.approx(truth)
+    assert stats.unmix(np.array([0.0, 0.0, 1.0]), confusion).min() == 0
+    rng = np.random.default_rng(0)
+    true = rng.choice(3, 6000, p=truth)
+    judged = np.array(["HIJAZI", "NAJDI", "MSA"])[[rng.choice(3, p=confusion[t]) for t in true]]
+    widths = []
+    for texts in (100_000, 60):
+        found = stats.adjusted_accuracy(judged, np.full(6000, "HIJAZI"), np.arange(6000), ["HIJAZI", "NAJDI", "MSA"], confusion * texts, 500)
+        assert found["low"] < found["value"] < found["high"]
+        widths.append(found["high"] - found["low"])
+        if texts > 1000:
+            assert found["value"] == pytest.approx((true == 0).mean(), abs=0.02) and abs((judged == "HIJAZI").mean() - 0.5) > 0.02
+    assert widths[1] > 2 * widths[0]
+    other = stats.adjusted_accuracy(["OTHER"] * 10, ["HIJAZI"] * 10, np.arange(10), ["HIJAZI", "NAJDI", "MSA"], confusion * 100, 100)
+    assert other["value"] == 0, "an answer in another script is wrong whatever the judge's errors"
+
+
+def test_holm_and_seed_means():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    two = stats.mean_difference_of_seeds([1.0, 2.0, 3.0], [1.5, 2.4, 3.6])
+    assert two["difference"] == pytest.approx(0.5) and two["low"] < 0.5 < two["high"] and two["p"] < 0.05 and two["n"] == 3
+    assert stats.mean_difference_of_seeds([1.0], [2.0])["p"] is None
+    assert stats.mean_of_seeds([1.0]) == {"value": 1.0, "low": None, "high": None, "n": 1}
+    assert stats.mean_of_seeds([1.0, 2.0, 3.0])["low"] == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
+
+
+def test_scenarios_of_two_groups_are_compared_as_scenarios():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random(300) < 0.2).astype(float), (rng.random(300) < 0.5).astype(float)
+    found = stats.independent_difference(a, b, np.arange(300) // 3, np.arange(300) // 3, 500)
+    assert found["groups"] == 200 and found["low"] > 0 and found["p"] < 0.01
+    assert stats.independent_difference(a, a, np.arange(300), np.arange(300), 500)["p"] > 0.5
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+def test_failures_by_rule():
+    """Each rule finds its own fault and leaves a good answer alone."""
+    from dialectbook.failures import RULES, failures
+
+    prompt = "### Instruction:\n<DIALECT=NAJDI>وش رايك في القهوة السعودية مع التمر؟\n\n### Response:\n"
+    cases = {
+        "": ("زينة والله، خصوصا مع السكري.", "NAJDI", False), "MSA leak": ("إنها لذيذة حقا.", "MSA", False), "wrong dialect": ("حلوة مرة دحين.", "HIJAZI", False),
+        "other region": ("كويسة قوي.", "EGY", False), "other script": ("very good", "OTHER", False), "repetition loop": ("مع التمر زين مع التمر زين مع التمر زين", "NAJDI", False),
+        "echo": ("وش رايك في القهوة السعودية مع التمر؟", "NAJDI", False), "over-long": ("زينة", "NAJDI", True), "empty": (" ؟ ", "NAJDI", False)}
+    rows = [{"prediction": text, "prompt": prompt, "reference": "والله زينة مع التمر السكري", "dialect": "NAJDI", "cut": cut} for text, _, cut in cases.values()]
+    found = failures(rows, [label for _, label, _ in cases.values()])
+    assert list(found) == list(RULES)
+    for number, expected in enumerate(cases):
+        assert [rule for rule in RULES if found[rule][number]] == ([expected] if expected else [])
+    tagged = {**rows[0], "prediction": "<DIALECT=NAJDI> زينة"}
+    assert failures([tagged, {**rows[0], "prediction": "كلمة " * 30}], ["NAJDI"] * 2) == {**dict.fromkeys(RULES, [False, False]), "echo": [True, False], "repetition loop": [False, True], "over-long": [False, True]}

@@ -291,14 +291,14 @@ def test_interrupted_sampling_continues_to_the_same_text(hub, run, monkeypatch):
     knobs = knobs_of(hub, sample_batch_size=2, max_new_tokens=8)
     model, tokenizer = load_base(knobs, run).eval(), load_tokenizer(knobs, run)
     rows = ask(to_pairs(scenarios(3)), "dialect", "prefix")
-    generate, calls = sample.generate, []
+    generate, calls = sample.generate_to_end, []
 
     def interrupted(*arguments):
         calls.append(arguments)
         return stop() if len(calls) == 2 else generate(*arguments)
 
     whole = sample.sample_responses(model, tokenizer, rows, knobs, run.root / "whole", seed=1)
-    monkeypatch.setattr(sample, "generate", interrupted)
+    monkeypatch.setattr(sample, "generate_to_end", interrupted)
     with pytest.raises(Stopped):
         sample.sample_responses(model, tokenizer, rows, knobs, run.root / "cut", seed=1)
     (partial,) = (run.root / "cut").glob("predictions.unfinished-*.jsonl")
@@ -315,9 +315,9 @@ def test_interrupted_sampling_continues_to_the_same_text(hub, run, monkeypatch):
 def test_finished_predictions_are_read_until_model_or_rows_change(hub, run, monkeypatch):
     """Another base model, or a corrected reference answer, was scored with the predictions file of the earlier one."""
     knobs, rows = knobs_of(hub), ask(to_pairs(scenarios(2)), "dialect", "prefix")
-    monkeypatch.setattr(sample, "generate", lambda model, tokenizer, prompts, *rest: [f"جواب {n}" for n in range(len(prompts))])
+    monkeypatch.setattr(sample, "generate_to_end", lambda model, tokenizer, prompts, *rest: [(f"جواب {n}", False) for n in range(len(prompts))])
     first = sample.sample_responses(None, None, rows, knobs, run.root, seed=1)
-    monkeypatch.setattr(sample, "generate", stop)
+    monkeypatch.setattr(sample, "generate_to_end", stop)
     assert sample.sample_responses(None, None, rows, knobs, run.root, seed=1) == first
     corrected = [{**rows[0], "response": "جواب آخر"}, *rows[1:]]
     for again in ((rows, knobs_of("someone/other-base"), 1), (corrected, knobs, 1), (rows, knobs, 2)):
@@ -325,15 +325,40 @@ def test_finished_predictions_are_read_until_model_or_rows_change(hub, run, monk
             sample.sample_responses(None, None, again[0], again[1], run.root, seed=again[2])
 
 
+def test_answers_cut_at_the_limit_are_known(hub, run):
+    """An answer that ran into max_new_tokens looks like any other; the error analysis has to know it."""
+    knobs = knobs_of(hub, top_k=1)
+    model, tokenizer = load_base(knobs, run).eval(), load_tokenizer(knobs, run)
+    prompts = ["### Instruction:\nسؤال", "السوق"]
+    long = sample.generate_to_end(model, tokenizer, prompts, knobs, seed=1)
+    assert [text for text, _ in long] == sample.generate(model, tokenizer, prompts, knobs, seed=1)
+    bias = torch.zeros(model.config.vocab_size)
+    bias[tokenizer.eos_token_id] = 100.0
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output + bias)  # now it ends at once
+    assert [cut for _, cut in sample.generate_to_end(model, tokenizer, prompts, knobs, seed=1)] == [False, False]
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output - 2 * bias)  # and now never
+    assert [cut for _, cut in sample.generate_to_end(model, tokenizer, prompts, knobs, seed=1)] == [True, True]
+
+
+def test_another_round_of_sampling_is_another_sample(hub, run):
+    """The same seed in a second round must not give the same answers, or the spread of sampling would be 0."""
+    rows, found = ask(to_pairs(scenarios(2)), "dialect", "prefix"), []
+    for number in (0, 1):
+        knobs = knobs_of(hub, max_new_tokens=12, sampling_round=number, temperature=2.0)
+        found.append(sample.sample_responses(load_base(knobs, run).eval(), load_tokenizer(knobs, run), rows, knobs, run.root / str(number), seed=1))
+    assert [row["prompt"] for row in found[0]] == [row["prompt"] for row in found[1]]
+    assert [row["prediction"] for row in found[0]] != [row["prediction"] for row in found[1]]
+
+
 def test_sampled_line_separators_do_not_break_resuming(hub, run, monkeypatch):
     """A model wrote U+2028, which Python counts as a line end: the partial file could not be read again."""
     knobs = knobs_of(hub, sample_batch_size=2)
     rows = ask(to_pairs(scenarios(2)), "dialect", "prefix")
-    answers = iter([["a\u2028b\x85c", "d\x0ce"]])
-    monkeypatch.setattr(sample, "generate", lambda *arguments: next(answers))
+    answers = iter([[("a\u2028b\x85c", False), ("d\x0ce", True)]])
+    monkeypatch.setattr(sample, "generate_to_end", lambda *arguments: next(answers))
     with pytest.raises(StopIteration):
         sample.sample_responses(None, None, rows, knobs, run.root, seed=1)
-    answers = iter([["f", "g"]])
+    answers = iter([[("f", False), ("g", False)]])
     predictions = sample.sample_responses(None, None, rows, knobs, run.root, seed=1)
     assert {row["prediction"] for row in predictions} == {"a\u2028b\x85c", "d\x0ce", "f", "g"}
 

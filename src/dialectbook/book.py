@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from .claims import scoreboard
 from .files import UserError, read_json, write_json, write_text
 from .knobs import experiments, load_knobs
 from .paths import BOOK, NOTEBOOKS, ROOT, Run
@@ -49,9 +50,9 @@ def write_address():
 
 
 def pages_of(profile):
-    """Return chapter -> executed notebook; chapters that run per experiment and seed show one run (the last tuned one)."""
+    """Return chapter -> executed notebook; chapters that run per experiment and seed show one run (the last one trained)."""
     run, seeds = Run(profile), load_knobs(profile)[0].seeds
-    shown = [name for name in experiments() if load_knobs(profile, name)[0].tune][-1]
+    shown = [name for name, entry in experiments().items() if entry["model_of"] == name and load_knobs(profile, name)[0].tune][-1]
     pages = {}
     for source in sorted(NOTEBOOKS.glob("*.ipynb")):
         alone = run.root / "notebooks" / source.name
@@ -83,6 +84,7 @@ def stage(profile):
     config["repository"]["url"] = repository()
     write_text(source / "_config.yml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     write_text(source / "generated" / "headline.md", front_table(run))
+    write_text(source / "generated" / "scoreboard.md", score_table(run))
     index = (source / "index.md").read_text(encoding="utf-8")
     write_text(source / "index.md", with_address(index, repository()))
     return source
@@ -115,6 +117,11 @@ def front_table(run):
     results = read_json(run.results / "09_results.json", "09_results")
     claims = [{key: claim[key] for key in ("claim", "paper", "here", "verdict")} for claim in results["claims"]]
     return "\n\n".join([*map(markdown_table, filter(None, (results["headline"], claims))), results["made_by"], ""])
+
+
+def score_table(run):
+    """Return the front page's scoreboard as Markdown: claims of each paper by verdict, from the ledger of chapter 18."""
+    return markdown_table(scoreboard(read_json(run.root / "claims.json", "18_claims"))) + "\n"
 
 
 def markdown_table(rows):

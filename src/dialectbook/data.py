@@ -14,6 +14,8 @@ from .files import UserError, read_jsonl
 from .paths import DATA
 
 DIALECTS = ("HIJAZI", "NAJDI")
+OTHER_DIALECT = {"HIJAZI": "NAJDI", "NAJDI": "HIJAZI"}
+IN_WORDS = {"HIJAZI": "باللهجة الحجازية", "NAJDI": "باللهجة النجدية"}  # the words that the paper's own instructions use (figure 3)
 REGIONS = ("GLF", "MSA", "LEV", "EGY", "MAGH")
 LENGTHS = ("short", "medium", "long")
 TASKS = ("question", "advice", "explanation", "story", "message", "dialogue", "list", "rewrite", "opinion", "translation")
@@ -171,6 +173,13 @@ def topic_quotas(rows, size, topic_pairs):
     return quotas
 
 
+def spare_scenarios(knobs):
+    """Return the scenarios that the curation removed for balance alone: whole and new, and no model of a run reads them."""
+    pool = load_pool()
+    spare = {row["id"] for row in curate(pool, knobs)[1] if row["step"] == "balance"}
+    return [clean_scenario(row, knobs.keep_diacritics) for row in pool if row["id"] in spare]
+
+
 def to_pairs(scenarios):
     """Return two pairs per scenario, HIJAZI and NAJDI, in the paper's schema plus the neutral (MSA) instruction."""
     return [{"instruction": s[dialect.lower()]["instruction"], "response": s[dialect.lower()]["response"], "dialect": dialect,
@@ -215,12 +224,15 @@ def largest_remainder(total, shares):
 # ---- prompts -------------------------------------------------------------------------------------------------------
 
 def format_prompt(instruction, dialect="", tag="none"):
-    """Return the prompt as the released code writes it; with tag "prefix" the tag is glued to the instruction.
+    """Return the prompt as the released code writes it; `tag` says what is glued to the instruction.
+
+    "prefix" is the dialect's tag, "swapped" the other dialect's, "words" a request in words, "none" nothing.
 
     >>> format_prompt("كيف الحال؟", "HIJAZI", "prefix")
     '### Instruction:\\n<DIALECT=HIJAZI>كيف الحال؟\\n\\n### Response:\\n'
     """
-    mark = f"<DIALECT={dialect}>" if tag == "prefix" else ""
+    mark = {"none": "", "prefix": f"<DIALECT={dialect}>", "swapped": f"<DIALECT={OTHER_DIALECT.get(dialect)}>",
+            "words": f"{IN_WORDS.get(dialect)}: "}[tag]
     return f"### Instruction:\n{mark}{instruction}\n\n### Response:\n"
 
 

@@ -114,6 +114,17 @@ def load_dialect_judge(run):
     return NgramJudge.load(run.judge / "dialects")
 
 
+def load_independent_judges(run):
+    """Return (region judge, dialect judge) trained on texts that no model of the run has read (chapter 05)."""
+    return NgramJudge.load(run.judge / "independent_regions"), NgramJudge.load(run.judge / "independent_dialects")
+
+
+def read_by(judges, texts):
+    """Return (labels, region probabilities) of texts: `judged_dialect` by a pair of region and dialect judge."""
+    regions, dialects = (judge.probabilities(texts) for judge in judges)
+    return judged_dialect(texts, regions, dialects), regions
+
+
 def judged_dialect(texts, region_probabilities, dialect_probabilities):
     """Return per text HIJAZI or NAJDI when the region judge says GLF, else the region; OTHER for a text not in Arabic letters.
 

@@ -14,6 +14,10 @@ from .paths import PARAMS
 
 Kind = Literal["dialect", "neutral", "mixed"]
 Tag = Literal["none", "prefix"]
+Asked = Literal["none", "prefix", "swapped", "words"]
+
+
+PAPER_EXPERIMENTS = ("base", "base_tagged", "no_token", "token")  # always run
 
 
 class Knobs(BaseModel):
@@ -52,7 +56,8 @@ class Knobs(BaseModel):
     # LoRA
     tune: bool = Field(description="train an adapter; false evaluates the base as it is")
     tag_train: Tag = Field(description="dialect tag before the training instructions")
-    tag_test: Tag = Field(description="dialect tag before the test instructions")
+    tag_test: Asked = Field(description="what stands before the test instructions: nothing, the tag, the other dialect's tag "
+                            "(swapped), or a request for the dialect in words")
     lora_r: int = Field(ge=1, le=1024)
     lora_alpha: int = Field(ge=1, le=4096)
     lora_dropout: float = Field(ge=0, lt=1)
@@ -75,7 +80,9 @@ class Knobs(BaseModel):
     top_k: int = Field(ge=0)
     max_new_tokens: int = Field(ge=1, le=8192)
     sample_batch_size: int = Field(ge=1, le=4096)
+    sampling_round: int = Field(ge=0, le=1000, description="0, or another number to sample the same model once more")
     # measuring
+    experiments: list[str] = Field(description="experiments that are sampled and measured, of params/experiments.yaml; [all]: every one")
     judge_model: str = Field(min_length=1, description="'builtin', a hub id or a local folder")
     judge_revision: str
     low_confidence: float = Field(gt=0, lt=1, description="highest probability under which a label is unsure")
@@ -103,8 +110,23 @@ def profile_names():
 
 
 def experiments():
-    """Return the named experiments: name -> {"about", "changes"} (params/experiments.yaml)."""
-    return read_yaml(PARAMS / "experiments.yaml")
+    """Return the named experiments: name -> {"about", "changes", "model_of"} (params/experiments.yaml).
+
+    `model_of` names the experiment whose adapters answer: the experiment's own name unless the file says otherwise; then
+    the changes are that experiment's and its own on top.
+    """
+    known = read_yaml(PARAMS / "experiments.yaml")
+    for name, entry in known.items():
+        model = entry.setdefault("model_of", name)
+        if model not in known:
+            raise UserError(f"experiments.yaml: model_of = {model!r} of {name} is unknown; it must be one of {', '.join(known)}.")
+    return {name: {**entry, "changes": {**known[entry["model_of"]]["changes"], **entry["changes"]}} for name, entry in known.items()}
+
+
+def chosen_experiments(knobs):
+    """Return the experiments of this run as `experiments` does: those of the paper, and the others that the knob names."""
+    known = experiments()
+    return {name: entry for name, entry in known.items() if name in PAPER_EXPERIMENTS or name in knobs.experiments or knobs.experiments == ["all"]}
 
 
 def load_knobs(profile, experiment="", overrides=None):
@@ -142,6 +164,10 @@ def load_knobs(profile, experiment="", overrides=None):
     if knobs.twin_hidden_size % knobs.twin_heads:
         raise UserError(f"{origin['twin_heads']}: twin_heads = {knobs.twin_heads} must divide twin_hidden_size = "
                         f"{knobs.twin_hidden_size}.")
+    unknown = [name for name in knobs.experiments if name not in (*experiments(), "all")]
+    if unknown:
+        raise UserError(f"{origin['experiments']}: experiments names {unknown[0]!r}, which params/experiments.yaml does not have; it has: "
+                        f"{', '.join(experiments())} (or all).")
     table = [{"knob": key, "here": values[key], "paper": paper[key]["value"] if paper[key].get("published", True) else "–",
               "source": paper[key]["source"], "reason": reason[key]} for key in Knobs.model_fields]
     return knobs, table

@@ -1,5 +1,5 @@
-"""The metrics of the paper's Table II, each twice: *faithful* (what the released code computes, PAPERS audit items 1-5,
-9, 20-22; evaluation/allam_eval/evaluation.py) and *corrected*. Names say what is computed.
+"""The metrics of the paper's Table II, each twice: *faithful* (what the released code computes, audit items 1 to 5, 9, 20 to 22;
+evaluation/allam_eval/evaluation.py) and *corrected*. Names say what is computed. As objects of evaluate: `metric_objects`.
 """
 
 import re
@@ -10,6 +10,7 @@ from .stats import bootstrap_mean, resample_weights, sum_by_group, wilson
 
 ECHO = re.compile(r"<\s*DIALECT\s*=\s*[^>]+>", re.IGNORECASE)
 NEAR_DUPLICATE = 0.90  # cosine of TF-IDF word 1-3-grams, as released
+SAUDI = ("GLF", "HIJAZI", "NAJDI")
 
 
 # ---- faithful ------------------------------------------------------------------------------------------------------
@@ -20,25 +21,24 @@ def faithful_metrics(predictions, references, region_probabilities, labels, low_
     `region_probabilities` has one row per prediction and the columns `labels`. `bertscore` is a BertScorer, or None.
     Percentages are 0 to 100, distinct-n and BERTScore 0 to 1, as in the released reports.
     """
-    from sacrebleu.metrics import CHRF
-
     probabilities = np.asarray(region_probabilities)
-    top = probabilities.argmax(axis=1)
-    gulf, msa = list(labels).index("GLF"), list(labels).index("MSA")
-    values = {
-        "saudi_label_percent": 100 * float(np.mean(top == gulf)),
-        "msa_mean_probability_percent": 100 * float(probabilities[:, msa].mean()),
-        "low_confidence_percent": 100 * float(np.mean(probabilities.max(axis=1) < low_confidence)),
-        "tag_echo_percent": 100 * float(np.mean([bool(ECHO.search(text)) for text in predictions])),
-        "chrf2": CHRF().corpus_score(predictions, [references]).score,
-        "distinct_2": distinct_n(predictions, 2),
-        "distinct_3": distinct_n(predictions, 3),
-        "self_bleu_first_other_percent": self_bleu_first_other(predictions),
-        "near_duplicate_pairs_percent": near_duplicate_pairs_percent(predictions),
-    }
+    values = {name: compute(probabilities, list(labels), low_confidence) for name, compute in FAITHFUL_OF_JUDGE.items()}
+    values |= {name: compute(predictions, references) for name, compute in FAITHFUL_OF_TEXT.items()}
     if bertscore:
         values["bertscore_raw_f1"] = float(np.mean(bertscore(predictions, references)))
     return values
+
+
+def chrf2(predictions, references):
+    """Return chrF2 of the corpus, 0 to 100 (sacrebleu's defaults: characters only, beta 2); the paper prints it as chrF++."""
+    from sacrebleu.metrics import CHRF
+
+    return CHRF().corpus_score(predictions, [references]).score
+
+
+def has_tag(texts):
+    """Return per text whether it holds a dialect tag."""
+    return [bool(ECHO.search(text)) for text in texts]
 
 
 def distinct_n(texts, n):
@@ -71,39 +71,61 @@ def near_duplicate_pairs_percent(texts, threshold=NEAR_DUPLICATE):
     return 100 * len(_close_pairs(texts, threshold)) / max(1, pairs)
 
 
+FAITHFUL_OF_TEXT = {  # each takes (predictions, references)
+    "tag_echo_percent": lambda predictions, _: 100 * float(np.mean(has_tag(predictions))),
+    "chrf2": chrf2,
+    "distinct_2": lambda predictions, _: distinct_n(predictions, 2),
+    "distinct_3": lambda predictions, _: distinct_n(predictions, 3),
+    "self_bleu_first_other_percent": lambda predictions, _: self_bleu_first_other(predictions),
+    "near_duplicate_pairs_percent": lambda predictions, _: near_duplicate_pairs_percent(predictions),
+}
+FAITHFUL_OF_JUDGE = {  # each takes (probabilities, labels, low_confidence)
+    "saudi_label_percent": lambda p, labels, _: 100 * float(np.mean(p.argmax(axis=1) == labels.index("GLF"))),
+    "msa_mean_probability_percent": lambda p, labels, _: 100 * float(p[:, labels.index("MSA")].mean()),
+    "low_confidence_percent": lambda p, _, low: 100 * float(np.mean(p.max(axis=1) < low)),
+}
+
+
 # ---- corrected -----------------------------------------------------------------------------------------------------
 
 def corrected_metrics(predictions, references, region_probabilities, labels, scenarios=None, requested=None, produced=None,
-                      prompts=None, low_confidence=0.55, self_bleu_references=100, bigram_budget=None, bertscore=None,
-                      resamples=10_000, seed=0):
-    """Return name -> {"value", "low", "high", "n", …}: every value with its 95 % interval; shares also with their count.
+                      produced_of_cut=None, prompts=None, training=None, low_confidence=0.55, self_bleu_references=100, bigram_budget=None,
+                      bertscore=None, resamples=10_000, seed=0):
+    """Return name -> {"value", "low", "high", "n", …}: every value with its 95 % interval.
 
-    `produced` are the judged labels per row (`judge.judged_dialect`); without them the judge's regions count as they are.
-    With `requested` dialects they give the requested-dialect accuracy. `scenarios` groups rows for the bootstrap (default:
-    each row alone). `bigram_budget` is the number of bigrams at which distinct-2 is compared.
-    Shares are 0 to 1 with Wilson intervals; the others have bootstrap intervals over scenarios.
+    Shares are 0 to 1 with their count, the Wilson interval and, as `by_scenario`, the bootstrap interval over scenarios; the
+    others have bootstrap intervals over scenarios. `produced` are the judged labels per row (`judge.judged_dialect`); without
+    them the judge's regions count as they are. With `requested` dialects they give the requested-dialect accuracy.
+    `produced_of_cut` are the labels of the answers cut to the length of their references (`cut_to_reference`), `training` the
+    responses trained on. `scenarios` groups rows for the bootstrap (default: each row alone). `bigram_budget` is the number
+    of n-grams at which distinct-n is compared.
     """
     n = len(predictions)
     scenarios = np.arange(n) if scenarios is None else np.asarray(scenarios)
     probabilities = np.asarray(region_probabilities)
     produced = np.array(labels)[probabilities.argmax(axis=1)] if produced is None else np.asarray(produced)
-    duplicates = {i for pair in _close_pairs(predictions, NEAR_DUPLICATE) for i in pair}
     shares = {
-        "dialect_share": np.isin(produced, ("GLF", "HIJAZI", "NAJDI")),
+        "dialect_share": np.isin(produced, SAUDI),
         "msa_label_share": produced == "MSA",
         "low_confidence_share": probabilities.max(axis=1) < low_confidence,
-        "tag_echo_share": [bool(ECHO.search(text)) for text in predictions],
-        "near_duplicate_outputs_share": [i in duplicates for i in range(n)],
+        "tag_echo_share": has_tag(predictions),
+        "near_duplicate_outputs_share": near_duplicates_of(predictions),
         "empty_share": [not text.strip() for text in predictions],
     }
+    if training is not None:
+        shares["near_duplicate_of_training_share"] = near_duplicates_of(predictions, training)
     if prompts is not None:
-        shares["tag_echo_with_prompt_share"] = [bool(ECHO.search(p + t)) for p, t in zip(prompts, predictions)]
+        shares["tag_echo_with_prompt_share"] = has_tag([p + t for p, t in zip(prompts, predictions)])
     if requested is not None:
         shares["requested_dialect_accuracy"] = produced == np.asarray(requested)
+    if produced_of_cut is not None:
+        shares["dialect_share_length_matched"] = np.isin(produced_of_cut, SAUDI)
+        shares["msa_label_share_length_matched"] = np.asarray(produced_of_cut) == "MSA"
     values = {}
     for name, hits in shares.items():
         share, low, high = wilson(int(np.sum(hits)), n)
-        values[name] = {"value": share, "low": low, "high": high, "count": int(np.sum(hits)), "n": n}
+        values[name] = {"value": share, "low": low, "high": high, "by_scenario": bootstrap_mean(hits, scenarios, resamples, seed)[1:],
+                        "count": int(np.sum(hits)), "n": n}
 
     def mean(name, numbers):
         value, low, high = bootstrap_mean(numbers, scenarios, resamples, seed)
@@ -113,30 +135,64 @@ def corrected_metrics(predictions, references, region_probabilities, labels, sce
     mean("output_words", [len(text.split()) for text in predictions])
     values["length_ratio"] = ratio_of_sums([len(text.split()) for text in predictions],
                                            [len(text.split()) for text in references], scenarios, resamples, seed)
+    cut = cut_to_reference(predictions, references)
     values["chrf_plus_plus"] = chrf_with_interval(predictions, references, scenarios, resamples, seed)
-    cut = [" ".join(p.split()[:len(r.split())]) for p, r in zip(predictions, references)]
     values["chrf_plus_plus_length_matched"] = chrf_with_interval(cut, references, scenarios, resamples, seed)
     values["distinct_2_equal_budget"] = distinct_at_budget(predictions, 2, bigram_budget, seed=seed)
     values["distinct_3_equal_budget"] = distinct_at_budget(predictions, 3, bigram_budget, seed=seed)
     mean("self_bleu_sampled", self_bleu_sampled(predictions, self_bleu_references, seed))
     values["self_bleu_sampled"]["references"] = min(self_bleu_references, n - 1)
     if bertscore:
-        mean("bertscore_raw_f1", bertscore(predictions, references))
-        values["bertscore_raw_f1"]["signature"] = bertscore.signature
+        for name, texts in (("bertscore_raw_f1", predictions), ("bertscore_raw_f1_length_matched", cut)):
+            mean(name, bertscore(texts, references))
+            values[name]["signature"] = bertscore.signature
+        if bertscore.baseline is not None:  # a linear change of scale, so the interval follows
+            raw = values["bertscore_raw_f1"]
+            values["bertscore_rescaled_f1"] = {**raw, **{key: bertscore.rescale(raw[key]) for key in ("value", "low", "high")},
+                                               "signature": bertscore.signature_rescaled}
     return values
+
+
+def cut_to_reference(predictions, references):
+    """Return each prediction cut to as many words as its reference has: what a metric sees when length is taken out."""
+    return [" ".join(p.split()[:len(r.split())]) for p, r in zip(predictions, references)]
 
 
 def chrf_with_interval(predictions, references, scenarios, resamples, seed=0):
     """Return chrF++ (sacrebleu, word order 2, 0 to 100) with a bootstrap interval over scenarios and its signature."""
-    from sacrebleu.metrics import CHRF
-
-    metric = CHRF(word_order=2)
-    # sacrebleu resamples segments only; scenarios need its per-segment counts, which it keeps behind an underscore
-    counts = np.array(metric._extract_corpus_statistics(predictions, [references]), dtype=float)
-    weights, codes = resample_weights(scenarios, resamples, seed)
-    low, high = np.quantile(_chrf_scores(weights @ sum_by_group(counts, codes), metric.beta), [0.025, 0.975])
+    metric = chrf_plus_plus()
+    scores = _chrf_resampled(metric, predictions, references, *resample_weights(scenarios, resamples, seed))
+    low, high = np.quantile(scores, [0.025, 0.975])
     return {"value": metric.corpus_score(predictions, [references]).score, "low": float(low), "high": float(high),
             "n": len(predictions), "signature": str(metric.get_signature())}
+
+
+def chrf_difference(first, second, references, scenarios, resamples, seed=0):
+    """Return the paired comparison of two sets of answers by chrF++: difference (second minus first), low, high, p, n, groups.
+
+    Both are scored on the same bootstrap resamples of scenarios; p is twice the smaller share of differences on either side of
+    0 (at least 2 / resamples).
+    """
+    metric, drawn = chrf_plus_plus(), resample_weights(scenarios, resamples, seed)
+    changes = _chrf_resampled(metric, second, references, *drawn) - _chrf_resampled(metric, first, references, *drawn)
+    low, high = np.quantile(changes, [0.025, 0.975])
+    p = 2 * min(np.mean(changes <= 0), np.mean(changes >= 0))
+    difference = metric.corpus_score(second, [references]).score - metric.corpus_score(first, [references]).score
+    return {"difference": difference, "low": float(low), "high": float(high), "p": float(min(1, max(p, 2 / resamples))), "n": len(first),
+            "groups": drawn[0].shape[1]}
+
+
+def chrf_plus_plus():
+    """Return sacrebleu's chrF++: character 6-grams and word bigrams, beta 2."""
+    from sacrebleu.metrics import CHRF
+
+    return CHRF(word_order=2)
+
+
+def _chrf_resampled(metric, predictions, references, weights, codes):
+    # sacrebleu resamples segments only; scenarios need its per-segment counts, which it keeps behind an underscore
+    counts = np.array(metric._extract_corpus_statistics(predictions, [references]), dtype=float)
+    return _chrf_scores(weights @ sum_by_group(counts, codes), metric.beta)
 
 
 def _chrf_scores(sums, beta):
@@ -203,29 +259,6 @@ def ratio_of_sums(numerators, denominators, groups, resamples, seed=0):
             "n": len(numerators)}
 
 
-class BertScorer:
-    """BERTScore, raw F1 per text, with any local or hub encoder (bert-score); `signature` names what was used.
-
-    Without a network the encoder is the base twin, a decoder whose states see only the words before them; the
-    signature says so. Baselines for Arabic do not exist in bert-score 0.3.13, so there is no rescaled value (item 5).
-    """
-
-    def __init__(self, path, layer, name=""):
-        from bert_score import BERTScorer
-
-        self.scorer = BERTScorer(model_type=path, num_layers=layer, idf=False, rescale_with_baseline=False, batch_size=64)
-        self.signature = f"{name or path}_L{layer}_no-idf_raw"
-
-    def __call__(self, predictions, references):
-        """Return F1 per text; 0 for an empty one, as bert-score itself sets it (its encoding of nothing needs a BERT tokenizer)."""
-        scores = np.zeros(len(predictions))
-        full = [i for i, text in enumerate(predictions) if text.strip() and references[i].strip()]
-        if full:
-            _, _, f1 = self.scorer.score([predictions[i] for i in full], [references[i] for i in full])
-            scores[full] = f1.numpy()
-        return scores
-
-
 def normalize_arabic(text):
     """Return the text as the released near-duplicate check sees it: no tatweel, diacritics or non-Arabic punctuation."""
     text = re.sub("[\u0610-\u061a\u064b-\u065f\u06d6-\u06ed]", "", text.replace("\u0640", ""))
@@ -236,15 +269,31 @@ def _ngrams(words, n):
     return list(zip(*(words[i:] for i in range(n))))
 
 
+def near_duplicates_of(texts, others=None, threshold=NEAR_DUPLICATE):
+    """Return per text whether it has a near-duplicate among the other texts or, if given, among `others` (cosine of TF-IDF)."""
+    if others is None:
+        close = {i for pair in _close_pairs(texts, threshold) for i in pair}
+    else:
+        rows = _tfidf([*texts, *others])
+        near = (rows[:len(texts)] @ rows[len(texts):].T).tocoo() if rows is not None else None
+        close = set() if near is None else {int(i) for i, value in zip(near.row, near.data) if value >= threshold}
+    return [i in close for i in range(len(texts))]
+
+
 def _close_pairs(texts, threshold):
     """Return the pairs (i, j), i < j, whose TF-IDF cosine reaches the threshold; sparse, so n is not squared in memory."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    if len(texts) < 2:
-        return []
-    try:
-        rows = TfidfVectorizer(analyzer="word", ngram_range=(1, 3)).fit_transform(map(normalize_arabic, texts))
-    except ValueError:  # no text holds a word
+    rows = _tfidf(texts) if len(texts) > 1 else None
+    if rows is None:
         return []
     upper = (rows @ rows.T).tocoo()
     return [(int(i), int(j)) for i, j, value in zip(upper.row, upper.col, upper.data) if i < j and value >= threshold]
+
+
+def _tfidf(texts):
+    """Return the texts as sparse TF-IDF rows of length 1 over word 1-3-grams, as released; None if no text holds a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(analyzer="word", ngram_range=(1, 3)).fit_transform(map(normalize_arabic, texts))
+    except ValueError:
+        return None

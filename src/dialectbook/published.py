@@ -1,4 +1,4 @@
-"""Arithmetic on published figures, chapter 17: no model, no data, only params/released.yaml and params/audit.yaml."""
+"""Arithmetic on published figures, chapter 17: no model, no data, only params/released.yaml, released_alif.yaml and audit.yaml."""
 
 from fractions import Fraction
 
@@ -12,14 +12,14 @@ AUDIT_KEYS = ("number", "item", "paper", "code", "evidence", "source", "changes"
 LARGEST_TOTAL = 250_000  # n-grams searched; 836 outputs of at most 256 tokens hold fewer
 
 
-def released():
-    """Return the published figures: key -> value, as printed (params/released.yaml has the source of each)."""
-    return {key: entry["value"] for key, entry in read_yaml(PARAMS / "released.yaml").items()}
+def released(name="released"):
+    """Return the published figures: key -> value, as printed (params/<name>.yaml has the source of each)."""
+    return {key: entry["value"] for key, entry in read_yaml(PARAMS / f"{name}.yaml").items()}
 
 
-def sources():
+def sources(name="released"):
     """Return where each published figure stands, as rows of a table."""
-    return [{"figure": key.replace("_", " "), "source": entry["source"]} for key, entry in read_yaml(PARAMS / "released.yaml").items()]
+    return [{"figure": key.replace("_", " "), "source": entry["source"]} for key, entry in read_yaml(PARAMS / f"{name}.yaml").items()]
 
 
 def audit():
@@ -246,3 +246,41 @@ def against_paper(figures):
         add(f"lowest dev loss, {names[variant]}", f"{row['figure 6']:.3f} (figure 6)", f"{row['log']:.4f} (log)",
             round(row["log"], 3) == row["figure 6"])
     return rows
+
+
+def best_of_table_two(figures):
+    """Return column -> the models with its best printed value, and how many stand before No-Token and before Token.
+
+    Human ratings are included for the four models that have them. Higher is better, but for MSA leak, low confidence and
+    Self-BLEU (on the repository's one scale).
+    """
+    columns = {f"{c} %": ({m: row[c] for m, row in figures["percent"].items()}, c == "Saudi") for c in ("Saudi", "MSA leak", "low confidence")}
+    columns |= {c: ({m: row[c] for m, row in figures["text_metrics"].items()}, True) for c in figures["text_metrics"]["base"]}
+    columns["Self-BLEU"] = {m: row["repository"] for m, row in figures["self_bleu"].items()}, False
+    columns |= {f"human, {c} %": ({m: row[c] for m, row in figures["human_percent"].items()}, True) for c in figures["human_percent"]["token"]}
+    found = {}
+    for column, (values, high) in columns.items():
+        better = (lambda a, b: a > b) if high else (lambda a, b: a < b)
+        before = {m: sum(better(v, values[m]) for o, v in values.items() if o not in ("token", "no_token")) for m in ("token", "no_token")}
+        found[column] = {"best": [m for m, v in values.items() if not any(better(o, v) for o in values.values())],
+                         "other models before No-Token": before["no_token"], "other models before Token": before["token"]}
+    return found
+
+
+def alif_checks(figures):
+    """Return what Alif's printed figures give when computed with: sums, shares, means and scales (params/released_alif.yaml)."""
+    tasks, blend, lora = figures["tasks"], figures["blend"], figures["lora"]
+    averages, test = figures["averages"], {task: row["test"] for task, row in tasks.items()}
+    table = figures["urdu_eval"]
+    return {
+        "training items": sum(row["train"] for row in tasks.values()), "test items": sum(test.values()), "blend": sum(blend.values()),
+        "English share of the blend": (blend["Alpaca"] + blend["OpenOrca"]) / sum(blend.values()),
+        "Alpaca items": int(figures["alpaca"]["items"] * figures["alpaca"]["share"]),
+        "hours": figures["hours"]["stage 1"] + figures["hours"]["stage 2"],
+        "LoRA scale": lora["alpha"] / lora["r"], "LoRA scale, rank-stabilised": lora["alpha"] / lora["r"] ** 0.5,
+        "lead over the next model": round(averages["Alif"] - max(v for m, v in averages.items() if m != "Alif"), 1),
+        "English tests lower than the base": sum(after < before for before, after in figures["english"].values()),
+        "tasks of Urdu-Eval with Alif before Llama": sum(table["Alif-1.0-8B-Instruct"]["tasks"][t] > table["Llama-3.1-8B-Instruct"]["tasks"][t] for t in tasks),
+        "overall, plain mean": {m: round(float(np.mean(list(row["tasks"].values()))), 2) for m, row in table.items()},
+        "overall, weighted by items": {m: round(sum(row["tasks"][t] * n for t, n in test.items()) / sum(test.values()), 2) for m, row in table.items()},
+    }

@@ -7,11 +7,13 @@ from tqdm.auto import tqdm
 from .files import fingerprint, is_finished, mark_finished, read_jsonl, write_jsonl
 
 SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "temperature", "top_p", "top_k", "max_new_tokens",
-            "sample_batch_size")
+            "sample_batch_size", "sampling_round")
+KEPT = ("scenario_id", "dialect", "instruction_kind", "topic", "task", "length", "names_dialect", "prompt")
 
 
 def sample_responses(model, tokenizer, rows, knobs, folder, seed, made_from=""):
-    """Return the predictions for `rows` (with prompt, response, dialect, scenario_id), in their order.
+    """Return the predictions for `rows` (of `data.ask`), in their order: the keys KEPT, reference, prediction and whether it was
+    cut at max_new_tokens.
 
     Writes predictions.jsonl into `folder`. Rows are sampled in batches of similar prompt length, each batch with a seed
     of its own, so that a killed run continues after its last whole batch and ends with the same text as an
@@ -35,12 +37,10 @@ def sample_responses(model, tokenizer, rows, knobs, folder, seed, made_from=""):
         for number, batch in enumerate(tqdm(batches, desc="sampling", unit="batch")):
             if all(i in done for i in batch):
                 continue
-            texts = generate(model, tokenizer, [rows[i]["prompt"] for i in batch], knobs, seed * 100_003 + number)
-            for i, text in zip(batch, texts):
-                row = rows[i]
-                done[i] = {"row": i, "scenario_id": row["scenario_id"], "dialect": row["dialect"],
-                           "instruction_kind": row["instruction_kind"], "topic": row["topic"], "length": row["length"],
-                           "prompt": row["prompt"], "reference": row["response"], "prediction": text}
+            own_seed = seed * 100_003 + number + knobs.sampling_round * 10_000_019
+            answers = generate_to_end(model, tokenizer, [rows[i]["prompt"] for i in batch], knobs, own_seed)
+            for i, (text, cut) in zip(batch, answers):
+                done[i] = {"row": i, **{key: rows[i][key] for key in KEPT}, "reference": rows[i]["response"], "prediction": text, "cut": cut}
                 file.write(json.dumps(done[i], ensure_ascii=False) + "\n")
             file.flush()
     predictions = [{key: value for key, value in done[i].items() if key != "row"} for i in range(len(rows))]
@@ -52,6 +52,11 @@ def sample_responses(model, tokenizer, rows, knobs, folder, seed, made_from=""):
 
 def generate(model, tokenizer, prompts, knobs, seed):
     """Return one sampled continuation per prompt, without the prompt and special tokens."""
+    return [text for text, _ in generate_to_end(model, tokenizer, prompts, knobs, seed)]
+
+
+def generate_to_end(model, tokenizer, prompts, knobs, seed):
+    """Return (continuation, cut) per prompt; cut says that it ran into max_new_tokens without an end of its own."""
     import torch
 
     torch.manual_seed(seed)
@@ -60,8 +65,10 @@ def generate(model, tokenizer, prompts, knobs, seed):
         output = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=True,
                                 temperature=knobs.temperature, top_p=knobs.top_p, top_k=knobs.top_k,
                                 max_new_tokens=knobs.max_new_tokens, use_cache=True, pad_token_id=tokenizer.pad_token_id)
-    width = batch["input_ids"].shape[1]  # by position: a search for "### Response:" would miss or cut (audit item 9)
-    return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+    new = output[:, batch["input_ids"].shape[1]:]  # by position: a search for "### Response:" would miss or cut (audit item 9)
+    ends = torch.atleast_1d(torch.as_tensor(model.generation_config.eos_token_id, device=new.device))  # some models have several
+    cut = ~torch.isin(new, ends).any(dim=1)
+    return [(text.strip(), bool(one)) for text, one in zip(tokenizer.batch_decode(new, skip_special_tokens=True), cut)]
 
 
 def _whole_rows(partial):

@@ -8,6 +8,7 @@ import re
 from .data import DIACRITICS, DIALECTS
 from .files import write_text
 from .hardware import GPU_PROFILES
+from .knobs import experiments
 
 ARABIC = re.compile("[\u0600-\u06ff]")
 LATIN = re.compile(r"[<(]?[A-Za-z][\x21-\x27\x2a-\x7e]*[>)]?")
@@ -16,8 +17,11 @@ FONT = "'Noto Naskh Arabic', 'Amiri', 'Geeza Pro', 'Segoe UI', 'Traditional Arab
 ARABIC_HTML = f'<bdi lang="ar" dir="rtl" style="font-family:{FONT};font-size:1.1em">{{}}</bdi>'
 COLOURS = {"base": "#666666", "base_tagged": "#B0B0B0", "no_token": "#0072B2", "token": "#D55E00", "paper": "#000000",
            "HIJAZI": "#009E73", "NAJDI": "#CC79A7"}  # Okabe and Ito, safe for colour-blind readers
-MARKERS = {"base": "s", "base_tagged": "v", "no_token": "o", "token": "^", "paper": "D"}
-NAMES = {"base": "Base", "base_tagged": "Base, tagged", "no_token": "No-Token", "token": "Token", "HIJAZI": "Hijazi", "NAJDI": "Najdi"}
+MARKERS = {"base": "s", "base_tagged": "v", "no_token": "o", "token": "^", "paper": "D", "base_in_words": "<", "no_token_tagged": "P",
+           "no_token_in_words": "h", "no_token_again": "8", "token_untagged": "d", "token_swapped": "X", "token_in_words": ">", "token_again": "p"}
+NAMES = {"base": "Base", "base_tagged": "Base, tagged", "base_in_words": "Base, in words", "no_token": "No-Token", "no_token_tagged": "No-Token, tagged",
+         "no_token_in_words": "No-Token, in words", "no_token_again": "No-Token, again", "token": "Token", "token_untagged": "Token, no tag",
+         "token_swapped": "Token, wrong tag", "token_in_words": "Token, in words", "token_again": "Token, again", "HIJAZI": "Hijazi", "NAJDI": "Najdi"}
 
 
 def cell(value):
@@ -68,9 +72,14 @@ def marked(text):
 
 
 def table(rows, columns=None, caption="", note=""):
-    """Return an HTML table of a list of dicts (an IPython HTML object); wide tables scroll inside their own box."""
+    """Return an HTML table of a list of dicts (an IPython HTML object); wide tables scroll inside their own box.
+
+    Without rows it says so: what the table compares was not asked or not run in this profile.
+    """
     from IPython.display import HTML
 
+    if not rows:
+        return paragraphs(f"{caption or 'Table'}: nothing to show, since this profile does not ask it.")
     columns = columns or list(rows[0])
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
 
@@ -100,6 +109,42 @@ def folded(summary, content):
     return HTML(f"<details><summary>{html.escape(summary)}</summary>{content.data}</details>")
 
 
+def filter_table(rows, filters, caption="", name="claims"):
+    """Return an HTML table of a list of dicts that a reader filters in the page: a search box, and a menu per column of `filters`.
+
+    A few lines of script in the page do it; no server is asked, and without scripts the whole table shows.
+    """
+    from IPython.display import HTML
+
+    columns = list(rows[0])
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f'<td{" class=long" if len(str(row[c])) > 60 else ""} dir="auto">{cell(row[c])}</td>' for c in columns) + "</tr>"
+                   for row in rows)
+    menus = "".join(f'<label>{html.escape(column)} <select data-column="{columns.index(column)}"><option value="">all</option>'
+                    + "".join(f"<option>{html.escape(value)}</option>" for value in sorted({str(row[column]) for row in rows})) + "</select></label> "
+                    for column in filters)
+    script = f"""<script>(() => {{
+  const box = document.getElementById("db-{name}"), lines = [...box.querySelectorAll("tbody tr")];
+  const show = () => {{
+    const words = box.querySelector("input").value.toLowerCase().split(/\\s+/);
+    let left = 0;
+    for (const line of lines) {{
+      const text = line.textContent.toLowerCase();
+      const fits = words.every(word => text.includes(word)) && [...box.querySelectorAll("select")].every(
+        menu => !menu.value || line.cells[menu.dataset.column].textContent === menu.value);
+      line.hidden = !fits;
+      left += fits;
+    }}
+    box.querySelector("output").textContent = left + " of " + lines.length;
+  }};
+  box.addEventListener("input", show);
+  show();
+}})();</script>"""
+    return HTML(f'<div id="db-{name}" class="db-filter"><p><label>search <input type="search"></label> {menus}<output></output></p>'
+                f'<div class="db-table" style="overflow-x:auto"><table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+                f"<tbody>{body}</tbody></table></div></div>{script}")
+
+
 def word_cloud(counts, largest=40):
     """Return the most frequent words as HTML, size by the square root of the count, right to left in a real font."""
     from IPython.display import HTML
@@ -112,8 +157,9 @@ def word_cloud(counts, largest=40):
 
 
 def colour_of(experiment):
-    """Return the experiment's colour: the same in every figure."""
-    return COLOURS.get(experiment, "#56B4E9")
+    """Return the experiment's colour, the same in every figure: that of the model that answers; the marker tells how it was asked."""
+    model = experiments().get(experiment, {}).get("model_of", experiment)
+    return COLOURS.get(experiment) or COLOURS.get(model, "#56B4E9")
 
 
 def new_figure(width=6.0, height=3.5, columns=1, rows=1):
