@@ -53,6 +53,7 @@ def test_directions():
     assert verdict_of(TEST, "higher", False) == "reproduced" and verdict_of(TEST, "lower", False) == "not reproduced"
     assert verdict_of(TEST, "same", True, margin=0.2) == "twin supports" and verdict_of(TEST, "same", True, margin=0.1) == "twin inconclusive"
     assert verdict_of(TEST, "same", True, margin=0.04) == "twin contradicts"
+    assert [verdict_of({**TEST, "seeds": seeds}, "higher", True) for seeds in ([0.1, 0.2], [0.2, -0.1])] == ["twin supports", "twin inconclusive"]
     assert verdict_of({"difference": 0.1, "low": None, "high": None, "p": None, "n": 1}, "lower", True) == "twin inconclusive", "one seed"
     assert named(True, False, False) == "reproduced" and named(False, False, False) == "not reproduced"
 

@@ -103,6 +103,17 @@ def test_text_of_models_is_escaped_and_isolated():
     assert cell("plain & simple") == "plain &amp; simple" and cell(None) == "–" and cell(True) == "yes"
 
 
+def test_filter_table_escapes_and_offers_what_is_there():
+    """The ledger's page is read in a browser: text from files must not become markup, and menus must offer the values of the rows."""
+    from dialectbook.show import filter_table
+
+    page = filter_table([{"claim": "<img src=x> هلا", "verdict": "exact"}, {"claim": "b", "verdict": "a & b"}], ["verdict"], caption="<i>").data
+    assert "<img" not in page and "<i>" not in page and "&lt;img" in page and '<bdi lang="ar" dir="rtl"' in page
+    assert '<option value="">all</option><option>a &amp; b</option><option>exact</option>' in page and 'data-column="1"' in page
+    assert page.count("<tr>") == 3 and page.count("<script>") == 1 and "src=" not in page[page.index("<script>"):]
+    assert "nothing to show" in table([], caption="Empty").data
+
+
 def test_finished_work_is_known_by_its_recipe(tmp_path):
     """A result is taken over only if settings and inputs are the same and it was marked whole at the end."""
     data = tmp_path / "data.txt"

@@ -118,13 +118,13 @@ def verdict_of(row, expect, twin, margin=None, level=0.05):
     """Return the verdict on a direction from a test's row (difference, low, high, p or p_holm).
 
     expect is "higher" or "lower" (second against first; decided by p after Holm), or "same": decided by the interval, which must lie
-    within ± margin for a yes and outside it for a no.
+    within ± margin for a yes and outside it for a no. Where the row has "seeds", its difference in each training seed, they must agree.
     """
     if row["low"] is None:
         return named(False, False, twin)
     if expect == "same":
         return named(-margin <= row["low"] and row["high"] <= margin, row["low"] > margin or row["high"] < -margin, twin)
-    sure = row.get("p_holm", row["p"]) < level
+    sure = row.get("p_holm", row["p"]) < level and len({difference > 0 for difference in row.get("seeds", [])}) < 2
     right = (row["difference"] > 0) == (expect == "higher")
     return named(sure and right, sure and not right, twin)
 
