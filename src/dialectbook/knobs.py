@@ -49,6 +49,23 @@ class Knobs(BaseModel):
     pretrain_weight_decay: float = Field(ge=0, le=10)
     pretrain_dialect_share: float = Field(ge=0, le=1, description="share of the training scenarios whose dialect versions "
                                           "enter the twin's pre-training; the MSA version of each always does")
+    # an English model learns Arabic (chapters 03 and 11)
+    english_model: str = Field(min_length=1, description="'twin', a hub id or a local folder of an English-centric model")
+    english_revision: str = Field(description="commit of the hub model")
+    english_vocab_size: int = Field(ge=300, le=300_000, description="tokens of the English twin's byte-level BPE")
+    english_tokens: int = Field(ge=1000, description="tokens that the English twin's pre-training sees")
+    english_sizes: list[int] = Field(min_length=1, description="hidden sizes of the English twins; the first is used, the others "
+                                     "are compared with it; [0] for a hub model")
+    added_sizes: list[int] = Field(min_length=3, description="sizes of the added vocabulary whose fertility is measured, growing from 0")
+    added_tokens: int = Field(ge=1, description="Arabic tokens added for the models")
+    start_tokens: int = Field(ge=256, description="tokens of each run that compares starts of the new embeddings")
+    met_tokens: int = Field(ge=0, description="tokens, half of them Arabic in bytes, that a second English twin meets before its "
+                            "vocabulary grows; 0: no second twin")
+    balance_tokens: int = Field(ge=256, description="tokens of each continued pre-training")
+    balance_learning_rate: float = Field(gt=0, lt=1)
+    balance_batch_size: int = Field(ge=1, le=4096, description="rows per step")
+    balance_row_tokens: int = Field(ge=16, le=32768, description="tokens per row")
+    balance_texts: int = Field(ge=2, description="held-out texts per language in which bits per character are measured")
     # LoRA
     tune: bool = Field(description="train an adapter; false evaluates the base as it is")
     tag_train: Tag = Field(description="dialect tag before the training instructions")

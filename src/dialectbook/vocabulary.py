@@ -5,8 +5,10 @@ Works for byte-level BPE (the twin, Llama-3) and for SentencePiece-style BPE wit
 """
 
 import copy
+import html
 import json
 import re
+import time
 from bisect import bisect_left
 from collections import Counter
 
@@ -14,6 +16,7 @@ from .files import UserError
 
 # a run of Arabic letters and marks with the space before it; punctuation and digits stand alone
 ARABIC_RUN = re.compile("[ ]?[\u0620-\u065f\u066e-\u06d3\u06d5\u06fa-\u06ff]+|[\u060c\u061b\u061f\u0660-\u066d]")
+SHADES = ("#cfe8ff", "#ffe3c2", "#d8f0d0")
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 STARTS = {"pieces": "mean of the old pieces", "exponential": "pieces, exponential weights", "all": "mean of all embeddings",
           "random": "random, matched norm"}
@@ -165,6 +168,39 @@ def cut(tokenizer, text):
     starts = Counter(start for start, end in encoding.offsets if end > start)
     bounds = sorted({0, *starts, len(text)})
     return [(text[a:b], max(1, starts[a])) for a, b in zip(bounds, bounds[1:])]
+
+
+def pieces(tokenizer, text):
+    """Return the text as HTML in which neighbouring tokens have different backgrounds; a letter of several tokens is underlined."""
+    from IPython.display import HTML
+
+    from .show import ARABIC, FONT
+
+    spans = "".join(f'<span title="{count} tokens" style="background:{SHADES[i % 3]};color:#111'
+                    f'{";border-bottom:2px solid #D55E00" if count > 1 else ""}">{html.escape(piece)}</span>'
+                    for i, (piece, count) in enumerate(cut(tokenizer, text)))
+    direction = 'lang="ar" dir="rtl"' if ARABIC.search(text) else 'dir="ltr"'
+    return HTML(f'<bdi {direction} style="font-family:{FONT};font-size:1.1em;line-height:1.9">{spans}</bdi>')
+
+
+def step_seconds(model, rows=4, row_tokens=128, repeats=7):
+    """Return (median, lower quartile, upper quartile) seconds of one forward and backward pass over rows of random tokens."""
+    import numpy as np
+    import torch
+
+    from .hardware import has_bf16
+
+    batch = torch.randint(0, model.config.vocab_size, (rows, row_tokens), device=model.device)
+    seconds = []
+    for _ in range(repeats + 2):
+        begun = time.perf_counter()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16()):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        loss.item()  # waits for a GPU
+        seconds.append(time.perf_counter() - begun)
+    model.zero_grad()
+    return tuple(float(value) for value in np.quantile(seconds[2:], [0.5, 0.25, 0.75]))  # the first two warm up
 
 
 # ---- embeddings of the new tokens ----------------------------------------------------------------------------------
