@@ -7,7 +7,7 @@ from dialectbook import english
 from dialectbook.data import curate, load_pool, split_scenarios, to_pairs
 from dialectbook.english import continued, documents, english_tokenizer, held_out_texts, load_english, mixture, text_bits, untie
 from dialectbook.files import write_jsonl
-from dialectbook.findings import finding, tokens_to_reach, with_holm
+from dialectbook.findings import finding, reading, tokens_to_reach, with_holm
 from dialectbook.knobs import load_knobs
 from dialectbook.paths import Run
 from dialectbook.pretrain import bits_per_character
@@ -116,3 +116,10 @@ def test_findings():
     assert all(test["p_holm"] >= test["p"] for test in tests)
     curve = [{"tokens": 0, "bits": {"MSA": 5.0}}, {"tokens": 100, "bits": {"MSA": 4.0}}]
     assert tokens_to_reach(curve, "MSA", 4.5) == 50 and tokens_to_reach(curve, "MSA", 6) == 0 and tokens_to_reach(curve, "MSA", 1) is None
+
+
+def test_reading():
+    """A word for a test: nothing is better that one seed contradicts."""
+    test = {"p_holm": 0.01, "difference": -1.0, "seeds": [-1.0, -0.5], "better": "lower"}
+    assert reading(test) == "better" and reading(test | {"better": "higher"}) == "worse"
+    assert reading(test | {"seeds": [-1.0, 0.1]}) == reading(test | {"p_holm": 0.06}) == "not told apart"

@@ -243,3 +243,9 @@ def test_expanded_model_lives_on(expansion, tied, tmp_path):
     assert torch.allclose(again(input_ids=prompt).logits, expected, atol=1e-5)
     output = again.generate(input_ids=prompt, max_new_tokens=8, do_sample=True, pad_token_id=2)
     assert output.shape[1] > prompt.shape[1] and isinstance(tokenizer.decode(output[0]), str)
+
+
+def test_a_seed_gives_the_same_start(expansion):
+    """The order of a vocabulary once changed from process to process, and with it which token got which random row."""
+    old, new = expansion
+    assert list(old_pieces(old, new)) == list(range(len(old), len(new)))

@@ -4,6 +4,7 @@ On a CPU the English model is a twin, trained here on the English texts of the t
 """
 
 import random
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .model import build_twin, from_hub, train_tokenizer
 from .pretrain import in_batch, pretrain
 from .vocabulary import expand_model, expand_tokenizer, freeze_but_new
 
+CODE = (__file__, str(Path(__file__).with_name("vocabulary.py")))  # a change in either asks for new runs
 POINTS = (0, 1 / 4, 1 / 2, 1)  # shares of a run at which bits per character are measured
 
 
@@ -121,7 +123,7 @@ def load_english(knobs, run, texts, size=0, met=0):
     model = AutoModelForCausalLM.from_pretrained(folder, **options).to(detect().device)
     if not met:
         return model, tokenizer
-    recipe = fingerprint({"met": met, "texts": texts, "knobs": _settings(knobs)}, [folder / "recipe.json", __file__])
+    recipe = fingerprint({"met": met, "texts": texts, "knobs": _settings(knobs)}, [folder / "recipe.json", *CODE])
     folder = folder.with_name(f"{folder.name}-met")
     if not is_finished(folder, recipe):
         rows, _ = mixture(texts, tokenizer, 0.5, False, met, knobs.balance_row_tokens, knobs.data_seed)
@@ -186,7 +188,7 @@ def continued(knobs, run, texts, held_out, additions, seed, start="pieces", shar
     size, tokens = size or knobs.english_sizes[0], tokens or knobs.balance_tokens
     settings = {"start": start, "share": share, "parallel": parallel, "frozen": frozen, "size": size, "tied": tied, "met": met,
                 "seed": seed, "tokens": tokens, "points": points, "bf16": has_bf16(), **_settings(knobs)}
-    recipe = fingerprint({**settings, "texts": texts, "held_out": held_out, "additions": additions}, [__file__])
+    recipe = fingerprint({**settings, "texts": texts, "held_out": held_out, "additions": additions}, CODE)
     folder = run.english / f"run-{recipe}"
     if is_finished(folder, recipe):
         return read_json(folder / "recipe.json")

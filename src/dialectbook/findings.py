@@ -31,6 +31,14 @@ def with_holm(tests):
     return [{**test, "p_holm": float(p)} for test, p in zip(tests, corrected)]
 
 
+def reading(test):
+    """Return what a test says: "better", "worse", or "not told apart" (p after Holm below 0.05, and every seed must agree)."""
+    agree = len({value > 0 for value in test["seeds"]}) == 1
+    if test["p_holm"] >= 0.05 or not agree:
+        return "not told apart"
+    return "better" if (test["difference"] > 0) == (test["better"] == "higher") else "worse"
+
+
 def finding_rows(tests, digits=3):
     """Return the tests as rows for a table that people read."""
     from .show import p_value
@@ -42,6 +50,7 @@ def finding_rows(tests, digits=3):
 
 
 # ---- records of continued pre-training -----------------------------------------------------------------------------
+
 def rows_of_text(records, name, at="text_bits"):
     """Return bits per character of each held-out text and record, as one array; its mean is that of all text together."""
     return np.concatenate([np.array(record[at][name]) / np.mean(record["text_characters"][name]) for record in records])

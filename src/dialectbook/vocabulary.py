@@ -209,7 +209,7 @@ def old_pieces(old, new):
     """Return new id -> the ids of the old tokens that spell it, for every token that `new` has and `old` has not."""
     known = old.get_vocab()
     return {i: [piece.id for piece in old.backend_tokenizer.model.tokenize(token)]
-            for token, i in new.get_vocab().items() if token not in known}
+            for token, i in sorted(new.get_vocab().items(), key=lambda pair: pair[1]) if token not in known}
 
 
 def expand_model(model, old, new, start="pieces", seed=0):
