@@ -18,6 +18,7 @@ class Run:
         self.data = self.root / "data"
         self.tokenizer = self.root / "tokenizer"
         self.base = self.root / "base"
+        self.english = self.root / "english"
         self.judge = self.root / "judge"
         self.results = self.root / "results"
         self.figures = self.root / "figures"
