@@ -5,7 +5,7 @@ The second half reads the records of `english.continued`: bits per character alo
 
 import numpy as np
 
-from .stats import paired_difference
+from .stats import holm, paired_difference
 
 
 def finding(name, what, first, second, groups, seeds, resamples, better=""):
@@ -25,10 +25,7 @@ def finding(name, what, first, second, groups, seeds, resamples, better=""):
 
 def with_holm(tests):
     """Return the tests with "p_holm": p-values corrected by Holm's method for all tests of the chapter."""
-    from statsmodels.stats.multitest import multipletests
-
-    corrected = multipletests([test["p"] for test in tests], method="holm")[1]
-    return [{**test, "p_holm": float(p)} for test, p in zip(tests, corrected)]
+    return [{**test, "p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]))]
 
 
 def reading(test):
