@@ -18,6 +18,7 @@ from test_metrics import literal_faithful
 from dialectbook import data
 from dialectbook.bertscore import BertScorer
 from dialectbook.dedup import rouge_l_filter
+from dialectbook.english import _train
 from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
 from dialectbook.metrics import chrf_with_interval, corrected_metrics, distinct_at_budget, faithful_metrics, near_duplicates_of, self_bleu_sampled
@@ -25,6 +26,7 @@ from dialectbook.model import build_twin, lora_config, train_tokenizer
 from dialectbook.sample import generate
 from dialectbook.sft import make_trainer
 from dialectbook.stats import bootstrap_mean
+from dialectbook.vocabulary import expand_tokenizer, learn_additions, measure
 
 transformers.utils.logging.set_verbosity_error()
 KNOBS, _ = load_knobs("tiny", "token", {"num_epochs": 1})
@@ -146,7 +148,47 @@ def deduplication():
     print(f"de-duplication: 5,000 texts {seconds[5_000]:.1f} s, 50,000 texts {seconds[50_000]:.1f} s, growth exponent {exponent:.2f}")
 
 
+def expansion():
+    """Print the time to learn 8,000 Arabic tokens from the whole pool and to measure fertility on all of it, for seven sizes."""
+    texts = {version: [s[version]["instruction"] + "\n" + s[version]["response"] for s in POOL if version in s] for version in ("english", *data.VERSIONS)}
+    old = train_tokenizer(texts["english"], KNOBS.english_vocab_size)
+    start = time.perf_counter()
+    additions = learn_additions(old, [text for version in data.VERSIONS for text in texts[version]], max(KNOBS.added_sizes))
+    middle = time.perf_counter()
+    for size in KNOBS.added_sizes:
+        tokenizer = expand_tokenizer(old, additions, size)
+        for some in texts.values():
+            measure(tokenizer, some)
+    end = time.perf_counter()
+    print(f"expansion: learning {middle - start:.1f} s, measuring {sum(map(len, texts.values())):,} texts with {len(KNOBS.added_sizes)} tokenizers "
+          f"{end - middle:.1f} s (at most 30 s in all wanted)")
+
+
+def continued_pretraining():
+    """Print continued pre-training (`english._train`), tokens per second over a plain PyTorch loop on the same rows."""
+    stream = [i for s in POOL[:900] for i in TOKENIZER(s["msa"]["response"] + TOKENIZER.eos_token)["input_ids"]]
+    size, width = KNOBS.balance_batch_size, KNOBS.balance_row_tokens
+    rows = [stream[start:start + width] for start in range(0, len(stream) - width, width)]
+    shape, ratios = KNOBS.model_copy(update={"twin_hidden_size": KNOBS.english_sizes[0]}), []
+    for repeat in range(3):
+        start = time.perf_counter()
+        _train(build_twin(shape, TOKENIZER), TOKENIZER, rows, len(rows) // size, 0, 0, KNOBS, repeat)
+        middle = time.perf_counter()
+        model = build_twin(shape, TOKENIZER).train()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=KNOBS.balance_learning_rate, weight_decay=0.0, fused=True)
+        for first in range(0, len(rows) // size * size, size):
+            batch = torch.tensor(rows[first:first + size])
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
+                loss = model(input_ids=batch, labels=batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+    print(f"continued pre-training: Trainer over a plain loop, {len(rows):,} rows: {np.median(ratios):.2f} (at least 0.8 wanted)")
+
+
 if __name__ == "__main__":
     print("Two threads; ratios carry over to other machines, seconds do not.")
-    for part in (training, sampling, metrics, uncertainty, deduplication):
+    for part in (training, sampling, metrics, uncertainty, deduplication, expansion, continued_pretraining):
         part()

@@ -6,7 +6,7 @@ import pytest
 from dialectbook import english
 from dialectbook.data import curate, load_pool, split_scenarios, to_pairs
 from dialectbook.english import continued, documents, english_tokenizer, held_out_texts, load_english, mixture, text_bits, untie
-from dialectbook.files import write_jsonl
+from dialectbook.files import UserError, write_jsonl
 from dialectbook.findings import finding, reading, tokens_to_reach, with_holm
 from dialectbook.knobs import load_knobs
 from dialectbook.paths import Run
@@ -123,3 +123,28 @@ def test_reading():
     test = {"p_holm": 0.01, "difference": -1.0, "seeds": [-1.0, -0.5], "better": "lower"}
     assert reading(test) == "better" and reading(test | {"better": "higher"}) == "worse"
     assert reading(test | {"seeds": [-1.0, 0.1]}) == reading(test | {"p_holm": 0.06}) == "not told apart"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_hub_model_goes_the_same_way(smoke, tied, tmp_path):
+    """On the GPU profiles the English model comes from the hub, with Llama-2's kind of tokenizer and no pad token."""
+    import torch
+    from test_vocabulary import llama_two
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _, run, scenarios, splits = smoke
+    texts = documents(scenarios, splits["train"])
+    tokenizer = llama_two([text for _, text in texts["english"]])
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                 tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2)).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    knobs, _ = load_knobs("smoke", "", {"english_model": str(tmp_path / "model"), "english_sizes": [0], "met_tokens": 0})
+    old = english_tokenizer(knobs, texts)
+    additions = learn_additions(old, [text for _, text in texts["msa"]], 200)
+    held_out, _ = held_out_texts(scenarios, splits["test"], 4, knobs.data_seed)
+    record = continued(knobs, run, texts, held_out, additions, 1, share=0.5)
+    assert record["tokenizer"] == len(old) + knobs.added_tokens and record["settings"]["met"] == 0
+    assert record["curve"][-1]["bits"]["MSA"] < record["curve"][0]["bits"]["MSA"]
+    with pytest.raises(UserError, match="english_model"):
+        load_english(knobs.model_copy(update={"english_model": str(tmp_path)}), run, texts)

@@ -249,3 +249,16 @@ def test_a_seed_gives_the_same_start(expansion):
     """The order of a vocabulary once changed from process to process, and with it which token got which random row."""
     old, new = expansion
     assert list(old_pieces(old, new)) == list(range(len(old), len(new)))
+
+
+def test_pieces_escape_and_keep_the_text(expansion):
+    """Text from models and data must not become markup, and what is shown is the text."""
+    import html
+    import re
+
+    from dialectbook.vocabulary import pieces
+
+    for text in ("<script>alert(1)</script> الإتقان", "لا إله", "plain & simple"):
+        shown = pieces(expansion[1], text)._repr_html_()
+        assert "<script>" not in shown
+        assert html.unescape(re.sub("<[^>]+>", "", shown)).replace("\u200d", "") == text

@@ -16,6 +16,8 @@ from .sample import sample_responses
 
 REJECTED = {"msa": "the MSA response", "other": "the other dialect's response"}
 EXPERIMENTS = ("no_token", "token")
+SETTINGS = ("dpo_learning_rate", "dpo_epochs", "dpo_batch_size", "dpo_gradient_accumulation", "dpo_pairs", "instruction_kind_train", "tag_train",
+            "max_length", "dtype", "quantization", "data_seed")
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ def align(knobs, run, experiment, rejected, beta, seed):
         raise UserError(f"{source} holds no finished adapter. Chapter 06_lora_sft makes it: run it with experiment = "
                         f"{experiment!r} and seed = {seed} first.")
     folder = folder_of(run, experiment, rejected, beta, seed) / "adapter"
-    settings = {key: value for key, value in knobs.model_dump().items() if key.startswith(("dpo_", "instruction_kind", "tag_train", "max_length"))}
+    settings = {key: getattr(knobs, key) for key in SETTINGS}
     recipe = fingerprint({**settings, "rejected": rejected, "beta": beta, "seed": seed, "bf16": has_bf16(),
                           "adapter": identity_of(knobs, run, experiment, seed)}, [run.split("train"), run.split("dev"), __file__])
     if is_finished(folder, recipe):

@@ -176,9 +176,13 @@ def pieces(tokenizer, text):
 
     from .show import ARABIC, FONT
 
+    parts = [list(part) for part in cut(tokenizer, text)]
+    for before, after in zip(parts, parts[1:]):
+        if before[0].endswith("ل") and after[0].startswith(tuple("اأإآ")):  # lam-alef is one glyph, and a cut through it is not drawn
+            before[0], after[0] = before[0] + "\u200d", "\u200d" + after[0]
     spans = "".join(f'<span title="{count} tokens" style="background:{SHADES[i % 3]};color:#111'
                     f'{";border-bottom:2px solid #D55E00" if count > 1 else ""}">{html.escape(piece)}</span>'
-                    for i, (piece, count) in enumerate(cut(tokenizer, text)))
+                    for i, (piece, count) in enumerate(parts))
     direction = 'lang="ar" dir="rtl"' if ARABIC.search(text) else 'dir="ltr"'
     return HTML(f'<bdi {direction} style="font-family:{FONT};font-size:1.1em;line-height:1.9">{spans}</bdi>')
 
