@@ -1,0 +1,89 @@
+"""Teachers behind a server, and the log that keeps their answers: what costs time and money is asked once.
+
+A teacher is a function: request (a dict with number and prompt) -> answer, a dict with text, finish, prompt_tokens, completion_tokens.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import time
+
+from .files import UserError, read_jsonl, write_text
+
+
+def api_teacher(knobs, environ=os.environ):
+    """Return a teacher behind any OpenAI-compatible server: TEACHER_BASE_URL, TEACHER_MODEL and TEACHER_API_KEY name it.
+
+    The client of `openai` repeats what fails for a moment (429, 5xx, time-outs), with back-off, as often as knobs.teacher_retries.
+    """
+    missing = [name for name in ("TEACHER_BASE_URL", "TEACHER_MODEL") if not environ.get(name)]
+    if missing:
+        raise UserError(f"{missing[0]} is not set; a teacher needs TEACHER_BASE_URL and TEACHER_MODEL, and TEACHER_API_KEY if its server asks for one.")
+    try:
+        import openai
+    except ImportError:
+        raise UserError("a teacher behind a server needs the package openai: pip install 'dialectbook[teacher]'.") from None
+    model = environ["TEACHER_MODEL"]
+    client = openai.OpenAI(base_url=environ["TEACHER_BASE_URL"], api_key=environ.get("TEACHER_API_KEY") or "none",
+                           max_retries=knobs.teacher_retries, timeout=knobs.teacher_timeout)
+    lock, due = threading.Lock(), [0.0]
+
+    def ask(request):
+        with lock:  # the rate limit: requests begin at least so far apart
+            due[0] = max(due[0], time.monotonic()) + 60 / knobs.teacher_requests_per_minute
+            wait = due[0] - 60 / knobs.teacher_requests_per_minute - time.monotonic()
+        time.sleep(max(0.0, wait))
+        try:
+            reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": request["prompt"]}],
+                                                   temperature=knobs.teacher_temperature, max_tokens=knobs.teacher_max_tokens)
+        except openai.APIStatusError as error:  # never its text: a server may repeat the key in it
+            raise UserError(f"the teacher answered with status {error.status_code}; everything answered so far is kept, run again to go on.") from None
+        except openai.APIConnectionError:
+            raise UserError(f"the teacher at TEACHER_BASE_URL did not answer after {1 + knobs.teacher_retries} tries; everything answered so far "
+                            "is kept, run again to go on.") from None
+        except ValueError:  # a body that is no JSON
+            reply = None
+        choice = (getattr(reply, "choices", None) or [None])[0]
+        message, used = getattr(choice, "message", None), getattr(reply, "usage", None)
+        text = getattr(message, "content", None) or ""
+        tokens = {key: getattr(used, key, None) for key in ("prompt_tokens", "completion_tokens")}
+        guess = {"prompt_tokens": len(request["prompt"]) // 2, "completion_tokens": len(text) // 2}  # no usage: rather too many than too few
+        return {"text": text, "finish": getattr(choice, "finish_reason", None) or "none", **{key: tokens[key] or guess[key] for key in tokens}}
+
+    return ask
+
+
+class AnswerLog:
+    """The answers so far, by the number of their request; with a folder also on disk, one line each, the only state that a run has."""
+
+    def __init__(self, folder=None):
+        self.path, self.answers, self.lock = folder and folder / "answers.jsonl", {}, threading.Lock()
+        if self.path and self.path.is_file():
+            text = self.path.read_text(encoding="utf-8")
+            if not text.endswith("\n"):  # a run that was killed while writing
+                write_text(self.path, text[:text.rfind("\n") + 1])
+            self.answers = {row["number"]: row for row in read_jsonl(self.path, required=("number", "prompt", "text", "finish"))}
+
+    def holds(self, request):
+        """Return whether the request was answered; raises UserError when its number was, but to another prompt."""
+        row = self.answers.get(request["number"])
+        if row and row["prompt"] != _hash(request["prompt"]):
+            raise UserError(f"{self.path}: request {request['number']} was made with other seeds, knobs or judge; remove that file to begin anew.")
+        return row is not None
+
+    def add(self, request, answer):
+        """Keep an answer, on disk first."""
+        row = {"number": request["number"], "prompt": _hash(request["prompt"]), **answer}
+        with self.lock:
+            if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            self.answers[request["number"]] = row
+
+
+def _hash(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
