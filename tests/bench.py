@@ -1,9 +1,13 @@
 """Speed as ratios, both sides measured in one run (make bench). Not part of the tests: no test depends on a timing."""
 
+import multiprocessing
 import os
+import resource
+import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
@@ -17,7 +21,7 @@ from test_metrics import literal_faithful
 
 from dialectbook import data
 from dialectbook.bertscore import BertScorer
-from dialectbook.dedup import rouge_l_filter
+from dialectbook.dedup import rouge_l_filter, words_of
 from dialectbook.english import _train
 from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
@@ -135,17 +139,64 @@ def uncertainty():
           + ", ".join(f"{name} {value:.1f}" for name, value in times.items() if name != slowest))
 
 
-def deduplication():
-    """Print the time of the ROUGE-L filter on 5,000 to 50,000 texts made of the pool's words, and the growth exponent."""
+def random_texts(size, seed=0):
+    """Return texts of 5 to 13 words drawn from the words of the dataset's instructions."""
     words = np.array([word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()])
-    rng, seconds = np.random.default_rng(0), {}
-    for size in (5_000, 50_000):
-        texts = [" ".join(rng.choice(words, rng.integers(5, 14))) for _ in range(size)]
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum(rng.integers(5, 14, size))
+    drawn = rng.choice(words, ends[-1])
+    return [" ".join(drawn[start:end]) for start, end in zip([0, *ends], ends)]
+
+
+def released_scheme(texts, threshold=0.7, workers=2):
+    """Return the indices kept as the released code of Alif does it: for each text a new process pool compares it with every kept one."""
+    lists, kept = [words_of(text) for text in texts], []
+    for i, words in enumerate(lists):
+        with multiprocessing.Pool(workers) as pool:
+            scores = pool.map(partial(plain_rouge_l, words), [lists[j] for j in kept])
+        if not scores or max(scores) < threshold - 1e-12:
+            kept.append(i)
+    return kept
+
+
+def plain_rouge_l(first, second):
+    """Return ROUGE-L F1 by the textbook table, in Python, as rouge_score computes it."""
+    row = [0] * (len(second) + 1)
+    for one in first:
+        before = 0
+        for j, other in enumerate(second, 1):
+            before, row[j] = row[j], before + 1 if one == other else max(row[j], row[j - 1])
+    return 2 * row[-1] / (len(first) + len(second))
+
+
+def deduplication():
+    """Print the exact greedy pool on 5,000 to 200,000 texts (BENCH_POOL: up to that many), with growth exponent and memory, and
+    against the released scheme on a size that it can finish."""
+    largest, seconds = int(os.environ.get("BENCH_POOL", 200_000)), {}
+    for size in sorted({5_000, 51_686, 200_000, largest}):
+        if size > largest:
+            continue
+        texts = random_texts(size)
         start = time.perf_counter()
-        rouge_l_filter(texts)
+        kept = rouge_l_filter(texts)
         seconds[size] = time.perf_counter() - start
-    exponent = np.log10(seconds[50_000] / seconds[5_000])
-    print(f"de-duplication: 5,000 texts {seconds[5_000]:.1f} s, 50,000 texts {seconds[50_000]:.1f} s, growth exponent {exponent:.2f}")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        print(f"  global pool: {size:,} texts in {seconds[size]:.1f} s, {len(kept):,} kept; at most {memory:,.0f} MiB so far", flush=True)
+    sizes = sorted(seconds)
+    steps = [np.log(seconds[b] / seconds[a]) / np.log(b / a) for a, b in zip(sizes, sizes[1:])]
+    print(f"global pool: growth exponent {np.log(seconds[sizes[-1]] / seconds[sizes[0]]) / np.log(sizes[-1] / sizes[0]):.2f} from {sizes[0]:,} to "
+          f"{sizes[-1]:,} texts, {steps[-1]:.2f} in the last step")
+    if sizes[-1] < 1_000_000:
+        guess = seconds[sizes[-1]] * (1_000_000 / sizes[-1]) ** steps[-1]
+        print(f"  extrapolated with that last exponent, not measured: 1,000,000 texts in {guess / 60:.0f} minutes (BENCH_POOL=1000000 measures it)")
+    texts = random_texts(400) + [text + " يا خويا" for text in random_texts(40)]  # with repetitions, so that there is something to find
+    start = time.perf_counter()
+    slow = released_scheme(texts)
+    middle = time.perf_counter()
+    fast = rouge_l_filter(texts)
+    end = time.perf_counter()
+    print(f"global pool against the released scheme, {len(texts)} texts: {(middle - start) / (end - middle):.0f} times faster, same items kept: {slow == fast} "
+          f"({len(fast)}); the released scheme took {(middle - start) / len(texts) * 1e3:.0f} ms a text, most of it starting processes at this size")
 
 
 def expansion():
@@ -191,4 +242,5 @@ def continued_pretraining():
 if __name__ == "__main__":
     print("Two threads; ratios carry over to other machines, seconds do not.")
     for part in (training, sampling, metrics, uncertainty, deduplication, expansion, continued_pretraining):
-        part()
+        if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
+            part()

@@ -22,8 +22,9 @@ from dialectbook import data, diversity, self_instruct
 from dialectbook.dedup import GreedyPool, rouge_l, words_of
 from dialectbook.files import UserError, read_jsonl
 from dialectbook.knobs import load_knobs
+from dialectbook.model import build_twin, train_tokenizer
 from dialectbook.show import table
-from dialectbook.teacher import AnswerLog, api_teacher
+from dialectbook.teacher import AnswerLog, api_teacher, served
 
 SEEDS = self_instruct.load_seeds()
 FAST = {"instruct_requests": 4, "teacher_timeout": 5.0, "instruct_budget_usd": 1.0, "teacher_usd_in": 1.0, "teacher_usd_out": 2.0}
@@ -246,9 +247,6 @@ def test_one_pool_over_all_tasks():
 
 # ---- the server ----------------------------------------------------------------------------------------------------
 
-openai = pytest.importorskip("openai", reason="the extra 'teacher' is not installed")
-
-
 def test_good_answers_are_kept_and_counted():
     loop, usage, server = run(good_answer, requests=4)
     assert len(loop.kept) == 12 == len(loop.candidates) and usage["asked"] == 4 == len(server.calls)
@@ -346,6 +344,26 @@ def test_killed_run_goes_on(tmp_path):
         assert subprocess.run(command, check=False).returncode == 0 and len(server.calls) - before == 8 - held
     kept = read_jsonl(tmp_path / "killed/kept.jsonl")
     assert len(kept) == 24 and [row["request"] for row in kept] == sorted(row["request"] for row in kept)
+
+
+def test_a_model_of_this_machine_is_a_teacher(tmp_path):
+    """The book's own loop: a twin served by `transformers serve`, asked by the client of openai, and the server gone afterwards."""
+    knobs = knobs_with(instruct_concurrency=2)
+    tokenizer = train_tokenizer([seed["instruction"] for seed in SEEDS], 400)
+    build_twin(knobs, tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with served(tmp_path / "model") as environ:
+        loop = self_instruct.Loop(SEEDS, agreeing, knobs)
+        usage = self_instruct.collect(loop, api_teacher(knobs, environ), self_instruct.make_plan(2))
+    assert usage["asked"] == 2 and usage["prompt_tokens"] > 100 and loop.candidates and not (tmp_path / "model/chat_template.jinja").exists()
+    with pytest.raises(UserError, match="did not answer"):
+        api_teacher(knobs_with(teacher_retries=0), environ)(loop.request(0, "qa", "NAJDI", 0))
+
+
+def test_a_model_that_cannot_be_served(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="transformers serve did not start"), served(tmp_path / "model", wait=20):
+        pass
 
 
 def test_teacher_that_is_not_named():

@@ -6,13 +6,14 @@ the requests gives the standard error (delete-d jackknife, Shao and Wu 1989).
 """
 
 import csv
+from functools import partial
 
 import numpy as np
 
 from .dedup import rouge_l, words_of
 from .metrics import distinct_at_budget
 from .self_instruct import FOLDER, TASKS, Pools, pool_words
-from .stats import wilson
+from .stats import holm, wilson
 
 
 def good(candidates):
@@ -92,6 +93,45 @@ def estimate(values, name):
     numbers, factor, n = values[0][name], *values[1:]
     error = 1.96 * float(np.sqrt(factor * np.var(numbers)))
     return {"value": float(numbers.mean()), "low": float(numbers.mean()) - error, "high": float(numbers.mean()) + error, "n": n}
+
+
+def compare_recipes(candidates, seeds, threshold, types, draws):
+    """Return (rows, tests): four recipes side by side, and the comparisons of the chapter (Holm over all of them).
+
+    `candidates` has one list per prompt: "one" prompt for all tasks, or its "own" per task. Each is pooled per task and globally. Prompts
+    are compared at the same number of candidates, half of what the smaller list has; pools on the same candidates, request by request.
+    """
+    half = {prompt: len({item["request"] for item in some}) // 2 for prompt, some in candidates.items()}
+    fewest = min(len(some) for some in candidates.values()) / 2
+    requests = {prompt: min(half[prompt], round(fewest * 2 * half[prompt] / len(some))) for prompt, some in candidates.items()}
+
+    def draw(prompt, scope, size, budget):
+        return drawn(candidates[prompt], partial(measures_of, seeds=seeds, threshold=threshold, scope=scope, types=types, budget=budget), size, draws)
+
+    def pairs(prompt, size):  # a budget that nearly every part of this size can fill
+        kept = pooled(candidates[prompt], seeds, threshold)
+        return int(0.8 * sum(max(0, len(text.split()) - 1) for text in asked(kept)) * size / (2 * half[prompt]))
+
+    budget, wide = min(pairs(prompt, size) for prompt, size in requests.items()), pairs("own", half["own"])
+    arms = {(prompt, scope): draw(prompt, scope, requests[prompt], budget) for prompt in candidates for scope in ("task", "global")}
+    rows = [{"prompt": prompt, "pool": scope, "candidates drawn": round(len(candidates[prompt]) * requests[prompt] / (2 * half[prompt])),
+             "word pairs": budget, **{name: estimate(values, name) for name in values[0]}} for (prompt, scope), values in arms.items()]
+    by_task, by_all = (draw("own", scope, half["own"], wide) for scope in ("task", "global"))
+    plan = [("pool", name, "own prompts, a pool per task", "own prompts, global pool", by_task, by_all, True)
+            for name in ("distinct-2", "coverage", "kept", "repeated across tasks")]
+    plan += [("prompts", name, "one prompt, global pool", "own prompts, global pool", arms["one", "global"], arms["own", "global"], False)
+             for name in ("distinct-2", "coverage", "kept", "evenness of tasks")]
+    plan += [("both", "distinct-2", "one prompt, a pool per task", "own prompts, global pool", arms["one", "task"], arms["own", "global"], False)]
+    tests = [{"id": f"{about}: {name}", "what": name, "first": first, "second": second, **compare(a, b, name, paired)}
+             for about, name, first, second, a, b, paired in plan]
+    return rows, [test | {"p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]))]
+
+
+def sweep(candidates, seeds, pairs, thresholds):
+    """Return one row per threshold: what either pool keeps of the good candidates, and what it misses and falsely takes of the pairs."""
+    n = len(good(candidates))
+    return [{"threshold": threshold, **{scope: len(pooled(candidates, seeds, threshold, scope)) / n for scope in ("task", "global")}, "n": n,
+             **rates_at(pairs, threshold)} for threshold in thresholds]
 
 
 # ---- what ROUGE-L does not see --------------------------------------------------------------------------------------

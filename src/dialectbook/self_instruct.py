@@ -86,7 +86,8 @@ def parse(answer, request, tasks):
         item = {part: clean_text(fields.get(label, "")) for label, part in PARTS.items()}
         whole = bool(blocks) and task and set(PARTS) <= set(fields) and len(labels) == len(fields)
         reason = "truncated" if answer["finish"] == "length" and place == max(0, len(blocks) - 1) else "" if whole else "malformed"
-        found.append({"id": f"{request['number']}-{place}", "request": request["number"], "task": task, "dialect": request["dialect"], **item, "reason": reason})
+        found.append({"id": f"{request['number']}-{place}", "request": request["number"], "task": task, "dialect": request["dialect"], **item, "reason": reason}
+                     | ({"text": clean_text(block)[:200]} if reason == "malformed" else {}))
     return found
 
 

@@ -3,13 +3,25 @@
 A teacher is a function: request (a dict with number and prompt) -> answer, a dict with text, finish, prompt_tokens, completion_tokens.
 """
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 from .files import UserError, read_jsonl, write_text
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}### Instruction:\n{{ m.content }}\n\n### Response:\n{% endfor %}"  # the prompt of `data.format_prompt`
 
 
 def api_teacher(knobs, environ=os.environ):
@@ -87,3 +99,49 @@ class AnswerLog:
 
 def _hash(text):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---- a local one ----------------------------------------------------------------------------------------------------
+
+def can_serve():
+    """Return whether the packages of the extra `teacher` are here: the openai client, and what `transformers serve` needs."""
+    return all(importlib.util.find_spec(name) for name in ("openai", "fastapi", "uvicorn"))
+
+
+@contextlib.contextmanager
+def served(model, wait=90):
+    """Serve a model's folder on this machine with `transformers serve` while the block runs; gives the environment for `api_teacher`.
+
+    A tokenizer without a chat template gets the book's prompt as one, in a copy of the folder.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        copy = Path(shutil.copytree(model, Path(folder) / "model"))
+        if not (copy / "chat_template.jinja").is_file():
+            write_text(copy / "chat_template.jinja", TEMPLATE)
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        address = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(copy), "--host", "127.0.0.1",
+                   "--port", str(port), "--device", "cpu", "--default-seed", "0", "--log-level", "error"]
+        with (Path(folder) / "log").open("w+") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            try:
+                until = time.monotonic() + wait
+                while not _answers(address):
+                    if process.poll() is not None or time.monotonic() > until:
+                        log.seek(0)
+                        raise UserError(f"transformers serve did not start: {(log.read().strip().splitlines() or ['no output'])[-1][:200]}")
+                    time.sleep(0.2)
+                yield {"TEACHER_BASE_URL": f"{address}/v1", "TEACHER_MODEL": str(copy)}
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def _answers(address):
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
