@@ -130,9 +130,10 @@ def test_verdicts_follow_the_result_files(tmp_path, monkeypatch):
     for flip in (False, True):
         build_results(run.root, flip)
         seen.append({claim["id"]: claim["verdict"] for claim in evaluate_claims(run)})
-    by = {claim["id"]: claim["test"]["by"] for claim in load_claims()}
-    for name, way in by.items():
-        expected = {"figure": ["exact"] * 2, "difference": ["twin supports", "twin contradicts"], "bound": ["twin supports", "twin contradicts"],
+    tests = {claim["id"]: claim["test"] for claim in load_claims()}
+    for name, test in tests.items():
+        way = "recorded" if test.get("recorded") else test["by"]
+        expected = {"figure": ["exact"] * 2, "difference": ["twin supports", "twin contradicts"], "bound": ["twin supports", "twin contradicts"], "recorded": ["reproduced", "not reproduced"],
                     "level": ["not run here"] * 2, "none": ["not run here"] * 2}[way]
         assert [verdicts[name] for verdicts in seen] == expected, name
     ledger = evaluate_claims(run)
