@@ -1,5 +1,7 @@
 """An English model learns Arabic: what it reads, in which shares, and that finished runs are not repeated."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -44,12 +46,14 @@ def test_held_out_text_never_enters(smoke, expanded):
     train = {pair["scenario_id"] for pair in splits["train"]}
     assert all({i for i, _ in some} <= train for some in texts.values()) and texts["english"]
     held_out, ids = held_out_texts(scenarios, splits["test"], 10, knobs.data_seed)
-    assert not train & set(ids) and {"MSA", "English", "Mixed"} == set(held_out)
+    assert not train & set(ids) and {"MSA", "English", "Mixed"} == set(held_out) and len(held_out["Mixed"]) == 10
+    assert all(re.search("[A-Za-z]", text) and re.search("[\u0621-\u064a]", text) for text in held_out["Mixed"])
     for parallel in (False, True):
         rows, _ = mixture(texts, tokenizer, 0.5, parallel, 20_000, 64, 1)
         read = tokenizer.decode([i for row in rows for i in row])
         for pair in splits["dev"] + splits["test"]:
             assert pair["response"] not in read and pair["response_msa"] not in read
+        assert not any(text in read for text in held_out["Mixed"])
         for scenario in scenarios:
             if scenario["id"] not in train and "english" in scenario:
                 assert scenario["english"]["response"] not in read

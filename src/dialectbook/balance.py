@@ -3,7 +3,7 @@
 import numpy as np
 
 from .english import continued
-from .findings import compare_runs, draw_curve, finding, mean_bits, rows_of_text
+from .findings import compare_runs, draw_curve, finding, mean_bits, rows_of_text, text_groups
 from .show import interval, new_figure, save_figure
 from .stats import bootstrap_mean
 
@@ -48,14 +48,13 @@ def change(records, name):
     return rows_of_text(records, name) - rows_of_text(records, name, "start_bits")
 
 
-def bits_rows(labelled, ids, resamples):
+def bits_rows(labelled, resamples):
     """Return per label: bits per character at the end on each test set with its 95 % interval, and the text read."""
     rows = []
     for label, records in labelled.items():
-        groups = np.tile(ids, len(records))
         row = {"run": label, "characters read": records[0]["characters"]}
         for name in SETS:
-            row[f"{name} [95 %]"] = interval(dict(zip(("value", "low", "high"), bootstrap_mean(rows_of_text(records, name), groups, resamples))))
+            row[f"{name} [95 %]"] = interval(dict(zip(("value", "low", "high"), bootstrap_mean(rows_of_text(records, name), text_groups(records, name), resamples))))
         rows.append(row | {"seeds": len(records)})
     return rows
 
@@ -108,12 +107,12 @@ def size_rows(sizes, mixture):
                 ("change", mean_bits(records, name) - mean_bits(records, name, 0)))}} for size, records in sizes.items()]
 
 
-def findings(parts, mixtures, phases, sizes, sizes_arabic, ids, resamples):
+def findings(parts, mixtures, phases, sizes, sizes_arabic, resamples):
     """Return the chapter's tests on bits per character: lower is better, second minus first."""
     half, whole = mixtures[0.5, False], mixtures[1.0, False]
 
     def compare(name, what, first, second, test_set, at=("text_bits", "text_bits")):
-        return compare_runs(name, what, first, second, test_set, ids, resamples, at)
+        return compare_runs(name, what, first, second, test_set, resamples, at)
 
     names = list(parts)
     tests = [
@@ -133,9 +132,10 @@ def findings(parts, mixtures, phases, sizes, sizes_arabic, ids, resamples):
     for mixture, some in (("half English", sizes), ("all Arabic", sizes_arabic)):
         if some:
             small, large = list(some.values())[0], list(some.values())[-1]
-            seeds, slug = np.repeat([record["settings"]["seed"] for record in small], len(ids)), mixture.lower().replace(" ", "_")
+            slug = mixture.lower().replace(" ", "_")
+            seeds = np.repeat([record["settings"]["seed"] for record in small], len(small[0]["text_bits"]["MSA"]))
             tests += [finding(f"size_{test_set.lower()}_{slug}", f"change of {test_set}, {mixture}: smallest model, largest", change(small, test_set),
-                              change(large, test_set), np.tile(ids, len(small)), seeds, resamples, "lower") for test_set in ("MSA", "English")]
+                              change(large, test_set), text_groups(small, test_set), seeds, resamples, "lower") for test_set in ("MSA", "English")]
             tests += [compare(f"size_{place}_english_{slug}", f"English, {place} model, {mixture}: before, after", records, records, "English",
                               ("start_bits", "text_bits")) for place, records in (("smallest", small), ("largest", large))]
     return tests

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from .data import VERSIONS
-from .files import fingerprint, is_finished, mark_finished, read_json, write_json
+from .files import fingerprint, is_finished, mark_finished, read_json, read_jsonl, write_json
 from .hardware import PAD_TO, detect, has_bf16
 from .model import build_twin, from_hub, train_tokenizer
+from .paths import DATA
 from .pretrain import in_batch, pretrain
 from .vocabulary import expand_model, expand_tokenizer, freeze_but_new
 
@@ -28,21 +29,18 @@ def documents(scenarios, pairs):
                       if s["id"] in ids and version in s] for version in ("english", *VERSIONS)}
 
 
-def held_out_texts(scenarios, dev_pairs, count, seed):
-    """Return (texts, ids): "MSA", "English" and "Mixed" texts of the same dev scenarios, at most `count`, drawn at random.
+def held_out_texts(scenarios, test_pairs, count, seed):
+    """Return (texts, ids): "MSA" and "English" texts of the same test scenarios and "Mixed" sentences, at most `count` of each.
 
-    Mixed texts switch the language: asked in one, answered in the other, half of them each way.
+    ids are those of the scenarios. Mixed sentences (data/code_switched.jsonl) switch between a Saudi dialect and English inside the
+    sentence, as people type; they are used for nothing but this test.
     """
-    ids = {pair["scenario_id"] for pair in dev_pairs}
+    rng, ids = random.Random(seed), {pair["scenario_id"] for pair in test_pairs}
     both = sorted((s for s in scenarios if s["id"] in ids and "english" in s), key=lambda s: s["id"])
-    both = random.Random(seed).sample(both, min(count, len(both)))
-
-    def text(scenario, asked, answered):
-        return scenario[asked]["instruction"] + "\n" + scenario[answered]["response"]
-
-    order = [("msa", "english"), ("english", "msa")]
-    return {"MSA": [text(s, "msa", "msa") for s in both], "English": [text(s, "english", "english") for s in both],
-            "Mixed": [text(s, *order[i % 2]) for i, s in enumerate(both)]}, [s["id"] for s in both]
+    both = rng.sample(both, min(count, len(both)))
+    switched = [row["text"] for row in read_jsonl(DATA / "code_switched.jsonl", ("id", "dialect", "text"))]
+    texts = {name: [s[version]["instruction"] + "\n" + s[version]["response"] for s in both] for name, version in (("MSA", "msa"), ("English", "english"))}
+    return texts | {"Mixed": rng.sample(switched, min(count, len(switched)))}, [s["id"] for s in both]
 
 
 def mixture(texts, tokenizer, share, parallel, tokens, row_tokens, seed):

@@ -130,7 +130,7 @@ def start_rows(records, reference):
     return rows
 
 
-def findings(old, new, unread, records, ids, resamples):
+def findings(old, new, unread, records, resamples):
     """Return the chapter's tests: fertility of old against expanded, and the mean of pieces against each other start."""
     tests = []
     for name, label in NAMES.items():
@@ -143,6 +143,6 @@ def findings(old, new, unread, records, ids, resamples):
         for rival in ("random", "all", "exponential"):
             for when, at in (("step 0", "start_bits"), ("end", "text_bits")):
                 tests.append(compare_runs(f"start_pieces_vs_{rival}_{slug}_{when.replace(' ', '')}",
-                                          f"{name}, {when}: {STARTS[rival]}, {STARTS['pieces']}", some[rival], some["pieces"], "MSA", ids,
+                                          f"{name}, {when}: {STARTS[rival]}, {STARTS['pieces']}", some[rival], some["pieces"], "MSA",
                                           resamples, (at, at)))
     return tests

@@ -53,14 +53,19 @@ def rows_of_text(records, name, at="text_bits"):
     return np.concatenate([np.array(record[at][name]) / np.mean(record["text_characters"][name]) for record in records])
 
 
-def compare_runs(name, what, first, second, test_set, ids, resamples, at=("text_bits", "text_bits")):
+def text_groups(records, name):
+    """Return the number of each held-out text, once per record: the groups of `rows_of_text`, each text a scenario of its own."""
+    return np.tile(np.arange(len(records[0]["text_bits"][name])), len(records))
+
+
+def compare_runs(name, what, first, second, test_set, resamples, at=("text_bits", "text_bits")):
     """Return the `finding` on bits per character of two lists of records, one per seed; lower is better.
 
     `at` says for each list whether its bits are those of the start ("start_bits") or of the end ("text_bits").
     """
-    seeds = np.repeat([record["settings"]["seed"] for record in second], len(ids))
+    seeds = np.repeat([record["settings"]["seed"] for record in second], len(second[0]["text_bits"][test_set]))
     return finding(name, what, rows_of_text(first, test_set, at[0]), rows_of_text(second, test_set, at[1]),
-                   np.tile(ids, len(second)), seeds, resamples, better="lower")
+                   text_groups(second, test_set), seeds, resamples, better="lower")
 
 
 def mean_bits(records, name, point=-1):
