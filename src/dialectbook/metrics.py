@@ -161,10 +161,9 @@ def cut_to_reference(predictions, references):
 def chrf_with_interval(predictions, references, scenarios, resamples, seed=0):
     """Return chrF++ (sacrebleu, word order 2, 0 to 100) with a bootstrap interval over scenarios and its signature."""
     metric = chrf_plus_plus()
-    scores = _chrf_resampled(metric, predictions, references, *resample_weights(scenarios, resamples, seed))
+    value, scores = _chrf_resampled(metric, predictions, references, *resample_weights(scenarios, resamples, seed))
     low, high = np.quantile(scores, [0.025, 0.975])
-    return {"value": metric.corpus_score(predictions, [references]).score, "low": float(low), "high": float(high),
-            "n": len(predictions), "signature": str(metric.get_signature())}
+    return {"value": value, "low": float(low), "high": float(high), "n": len(predictions), "signature": str(metric.get_signature())}
 
 
 def chrf_difference(first, second, references, scenarios, resamples, seed=0):
@@ -174,11 +173,11 @@ def chrf_difference(first, second, references, scenarios, resamples, seed=0):
     0 (at least 2 / resamples).
     """
     metric, drawn = chrf_plus_plus(), resample_weights(scenarios, resamples, seed)
-    changes = _chrf_resampled(metric, second, references, *drawn) - _chrf_resampled(metric, first, references, *drawn)
+    (before, first_scores), (after, second_scores) = (_chrf_resampled(metric, texts, references, *drawn) for texts in (first, second))
+    changes = second_scores - first_scores
     low, high = np.quantile(changes, [0.025, 0.975])
     p = 2 * min(np.mean(changes <= 0), np.mean(changes >= 0))
-    difference = metric.corpus_score(second, [references]).score - metric.corpus_score(first, [references]).score
-    return {"difference": difference, "low": float(low), "high": float(high), "p": float(min(1, max(p, 2 / resamples))), "n": len(first),
+    return {"difference": after - before, "low": float(low), "high": float(high), "p": float(min(1, max(p, 2 / resamples))), "n": len(first),
             "groups": drawn[0].shape[1]}
 
 
@@ -190,9 +189,11 @@ def chrf_plus_plus():
 
 
 def _chrf_resampled(metric, predictions, references, weights, codes):
+    """Return (chrF of the corpus, chrF of each resample of scenarios)."""
     # sacrebleu resamples segments only; scenarios need its per-segment counts, which it keeps behind an underscore
     counts = np.array(metric._extract_corpus_statistics(predictions, [references]), dtype=float)
-    return _chrf_scores(weights @ sum_by_group(counts, codes), metric.beta)
+    value = _chrf_scores(counts.sum(axis=0, keepdims=True), metric.beta)[0]
+    return float(value), _chrf_scores(weights @ sum_by_group(counts, codes), metric.beta)
 
 
 def _chrf_scores(sums, beta):
