@@ -398,7 +398,7 @@ def test_pool_folds_spelling_only_for_comparing():
 
 
 def test_paraphrases_are_labelled():
-    """At least 60 pairs by hand, both labels and both dialects, each pair once."""
+    """At least 60 pairs, both labels and both dialects, each pair once."""
     pairs = diversity.load_paraphrases()
     assert len(pairs) >= 60 and Counter(p["label"] for p in pairs).keys() == {"same", "other"} and {p["dialect"] for p in pairs} == set(data.DIALECTS)
     assert len({(p["first"], p["second"]) for p in pairs}) == len(pairs) and all(p["first"] != p["second"] for p in pairs)
