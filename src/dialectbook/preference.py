@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 
-from .data import ask, load_split, prompts_of_test
+from .data import OTHER_DIALECT, ask, load_split, prompts_of_test
 from .english import text_bits
 from .files import UserError, fingerprint, is_finished, mark_finished, read_json, read_jsonl, write_json
 from .hardware import PAD_TO, has_bf16
@@ -36,9 +36,8 @@ def preference_pairs(knobs, run, split, rejected="msa"):
     if 0 < wanted < len(scenarios):
         scenarios = set(random.Random(knobs.data_seed).sample(scenarios, wanted))
     said = {(pair["scenario_id"], pair["dialect"]): pair["response"] for pair in pairs}
-    other = {"HIJAZI": "NAJDI", "NAJDI": "HIJAZI"}
     rows = [{"prompt": pair["prompt"], "chosen": pair["response"], "scenario_id": pair["scenario_id"], "dialect": pair["dialect"],
-             "rejected": pair["response_msa"] if rejected == "msa" else said.get((pair["scenario_id"], other[pair["dialect"]]), pair["response"])}
+             "rejected": pair["response_msa"] if rejected == "msa" else said.get((pair["scenario_id"], OTHER_DIALECT[pair["dialect"]]), pair["response"])}
             for pair in ask(pairs, knobs.instruction_kind_train, knobs.tag_train, seed=knobs.data_seed) if pair["scenario_id"] in scenarios]
     return [row for row in rows if row["chosen"] != row["rejected"]]
 
