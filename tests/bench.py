@@ -22,7 +22,7 @@ from test_metrics import literal_faithful
 from dialectbook import data
 from dialectbook.bertscore import BertScorer
 from dialectbook.dedup import rouge_l_filter, words_of
-from dialectbook.english import _train
+from dialectbook.english import continue_training
 from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
 from dialectbook.metrics import chrf_with_interval, corrected_metrics, distinct_at_budget, faithful_metrics, near_duplicates_of, self_bleu_sampled
@@ -56,7 +56,7 @@ def training():
     ratios = []
     for repeat in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(build_twin(KNOBS, TOKENIZER), TOKENIZER, ROWS, ROWS[:16], KNOBS, repeat, Path(folder))
+            trainer = make_trainer(build_twin(KNOBS, TOKENIZER), TOKENIZER, ROWS, ROWS[:16], KNOBS, repeat, Path(folder), lora_config(KNOBS))
             clock = Clock()
             trainer.add_callback(clock)
             batches = [batch for batch in trainer.get_train_dataloader()]
@@ -224,7 +224,7 @@ def continued_pretraining():
     shape, ratios = KNOBS.model_copy(update={"twin_hidden_size": KNOBS.english_sizes[0]}), []
     for repeat in range(3):
         start = time.perf_counter()
-        _train(build_twin(shape, TOKENIZER), TOKENIZER, rows, len(rows) // size, 0, 0, KNOBS, repeat)
+        continue_training(build_twin(shape, TOKENIZER), TOKENIZER, rows, len(rows) // size, 0, 0, KNOBS, repeat)
         middle = time.perf_counter()
         model = build_twin(shape, TOKENIZER).train()
         optimiser = torch.optim.AdamW(model.parameters(), lr=KNOBS.balance_learning_rate, weight_decay=0.0, fused=True)

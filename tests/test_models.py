@@ -270,7 +270,7 @@ def test_plain_loss_is_trls_loss(hub, run, loss_on):
 
     knobs = knobs_of(hub, loss_on=loss_on, lora_dropout=0.0)
     rows = sft.rows_of(knobs, run, "train")
-    ours = sft.make_trainer(load_base(knobs, run), load_tokenizer(knobs, run), rows, rows, knobs, 1, run.root / "ours")
+    ours = sft.make_trainer(load_base(knobs, run), load_tokenizer(knobs, run), rows, rows, knobs, 1, run.root / "ours", sft.lora_config(knobs))
     for name, parameter in ours.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)

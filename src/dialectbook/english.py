@@ -125,7 +125,7 @@ def load_english(knobs, run, texts, size=0, met=0):
     folder = folder.with_name(f"{folder.name}-met")
     if not is_finished(folder, recipe):
         rows, _ = mixture(texts, tokenizer, 0.5, False, met, knobs.balance_row_tokens, knobs.data_seed)
-        _train(model, tokenizer, rows, len(rows) // knobs.balance_batch_size, 0, len(tokenizer), knobs, knobs.data_seed)
+        continue_training(model, tokenizer, rows, len(rows) // knobs.balance_batch_size, 0, len(tokenizer), knobs, knobs.data_seed)
         model.save_pretrained(folder)
         mark_finished(folder, recipe)
     return AutoModelForCausalLM.from_pretrained(folder, **options).to(detect().device), tokenizer
@@ -212,7 +212,7 @@ def continued(knobs, run, texts, held_out, additions, seed, start="pieces", shar
 
     look(0)
     at_start = {name: values.tolist() for name, values in bits.items()}
-    _train(model, tokenizer, rows, steps, frozen_steps, old_size, knobs, seed, look)
+    continue_training(model, tokenizer, rows, steps, frozen_steps, old_size, knobs, seed, look)
     record = {"recipe": recipe, "settings": settings, "curve": curve, "characters": characters, "tokenizer": len(tokenizer),
               "test_tokens": {name: sum(len(ids) for ids in tokenizer(some)["input_ids"]) for name, some in held_out.items()},
               "start_bits": at_start, "text_bits": {name: values.tolist() for name, values in bits.items()},
@@ -224,7 +224,7 @@ def continued(knobs, run, texts, held_out, additions, seed, start="pieces", shar
     return record
 
 
-def _train(model, tokenizer, rows, steps, frozen_steps, first_new, knobs, seed, look=lambda step: None):
+def continue_training(model, tokenizer, rows, steps, frozen_steps, first_new, knobs, seed, look=lambda step: None):
     """Train the model on the rows with transformers' Trainer, calling `look(step)` after each step.
 
     In the first `frozen_steps` only the embeddings of new tokens learn.

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 
-from .data import OTHER_DIALECT, ask, load_split, prompts_of_test
+from .data import DIALECTS, OTHER_DIALECT, ask, load_split, prompts_of_test
 from .english import text_bits
 from .files import UserError, fingerprint, is_finished, mark_finished, read_json, read_jsonl, write_json
 from .hardware import PAD_TO, has_bf16
@@ -174,12 +174,12 @@ def answers_after(knobs, run, experiment, rejected, beta, seed, english):
 
 
 def outcomes(knobs, run, answers):
-    """Return the measures of each answer as arrays: MSA share and requested-dialect accuracy (0 or 1), chrF++, words."""
+    """Return the measures of each answer as arrays: MSA share, dialect share and requested-dialect accuracy (0 or 1), chrF++, words."""
     from sacrebleu.metrics import CHRF
 
     texts, chrf = [row["prediction"] for row in answers], CHRF(word_order=2)
     produced = judged_dialect(texts, load_region_judge(knobs, run).probabilities(texts), load_dialect_judge(run).probabilities(texts))
-    return {"MSA share": (produced == "MSA").astype(float),
+    return {"MSA share": (produced == "MSA").astype(float), "dialect share": np.isin(produced, DIALECTS).astype(float),
             "requested-dialect accuracy": (produced == np.array([row["dialect"] for row in answers])).astype(float),
             "chrF++": np.array([chrf.sentence_score(row["prediction"], [row["reference"]]).score for row in answers]),
             "words": np.array([float(len(text.split())) for text in texts]), "texts": texts,

@@ -36,7 +36,7 @@ def train_adapter(knobs, run, experiment, seed):
     set_seed(seed)
     tokenizer = load_tokenizer(knobs, run)
     model = load_base(knobs, run)
-    trainer = make_trainer(model, tokenizer, rows_of(knobs, run, "train"), rows_of(knobs, run, "dev"), knobs, seed, work)
+    trainer = make_trainer(model, tokenizer, rows_of(knobs, run, "train"), rows_of(knobs, run, "dev"), knobs, seed, work, lora_config(knobs))
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     log = trainer.state.log_history
     record = {
@@ -64,8 +64,12 @@ def rows_of(knobs, run, split):
     return [{"prompt": pair["prompt"], "completion": pair["response"]} for pair in pairs]
 
 
-def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work):
-    """Return the SFTTrainer of one experiment; `work` is the folder of its checkpoints."""
+def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work, peft_config=None, optimizer=None):
+    """Return the SFTTrainer of one training; `work` is the folder of its checkpoints.
+
+    A row is a prompt and its completion, or a text. Without `dev_rows` nothing is measured, logged or saved on the way; without
+    `peft_config` the model is trained as it comes, with an adapter if it has one; `optimizer` replaces AdamW on all weights.
+    """
     import torch
     from datasets import Dataset
     from peft import prepare_model_for_kbit_training
@@ -89,13 +93,13 @@ def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work):
         gradient_checkpointing=knobs.gradient_checkpointing, max_length=knobs.max_length, packing=knobs.packing,
         packing_strategy="wrapped", pad_to_multiple_of=PAD_TO, completion_only_loss=knobs.loss_on == "response",
         train_sampling_strategy="random" if knobs.packing else "group_by_length",
-        eval_strategy="epoch", save_strategy="epoch", save_total_limit=3 if knobs.keep_best else 1,
-        load_best_model_at_end=knobs.keep_best, metric_for_best_model="eval_loss", logging_steps=10, logging_first_step=True,
+        eval_strategy="epoch" if dev_rows else "no", save_strategy="epoch" if dev_rows else "no", save_total_limit=3 if knobs.keep_best else 1,
+        load_best_model_at_end=knobs.keep_best and bool(dev_rows), metric_for_best_model="eval_loss", logging_strategy="steps" if dev_rows else "no", logging_steps=10, logging_first_step=bool(dev_rows),
         bf16=has_bf16() and knobs.dtype != "float16", fp16=gpu and knobs.dtype == "float16", tf32=True if gpu else None,
-        use_cpu=not gpu, report_to="none", disable_tqdm=in_batch())
+        use_cpu=not gpu, report_to="none", disable_tqdm=in_batch() or not dev_rows)
     trainer = (SFTTrainer if gpu else PlainLossTrainer)(
-        model=model, args=arguments, processing_class=tokenizer, peft_config=lora_config(knobs),
-        train_dataset=Dataset.from_list(train_rows), eval_dataset=Dataset.from_list(dev_rows))
+        model=model, args=arguments, processing_class=tokenizer, peft_config=peft_config, optimizers=(optimizer, None),
+        train_dataset=Dataset.from_list(train_rows), eval_dataset=Dataset.from_list(dev_rows) if dev_rows else None)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
