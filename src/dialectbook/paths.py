@@ -16,7 +16,6 @@ class Run:
     def __init__(self, profile):
         self.root = Path(os.environ.get("DIALECTBOOK_RUNS") or ROOT / "runs") / profile
         self.data = self.root / "data"
-        self.tokenizer = self.root / "tokenizer"
         self.base = self.root / "base"
         self.english = self.root / "english"
         self.judge = self.root / "judge"

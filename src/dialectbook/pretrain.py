@@ -39,18 +39,18 @@ def corpus(pool, train_pairs, regions, dialect_share, seed):
     return texts + [rng.choice(["", f"<REGION={region}>"]) + text for region, text in sentences]
 
 
-def pretrain(model, tokenizer, texts, held_out, folder, knobs, inputs=()):
+def pretrain(model, tokenizer, texts, held_out, folder, knobs):
     """Return the training history; leaves the model in `folder`. Finished work is not repeated, a killed run resumes.
 
-    `held_out` maps a name to texts whose bits per character are measured at the end; `inputs` are files whose change
-    asks for a new run.
+    `held_out` maps a name to texts whose bits per character are measured at the end.
     """
     import torch
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments, set_seed
 
     settings = {key: value for key, value in knobs.model_dump().items() if key.startswith(("twin_", "pretrain_", "vocab"))}
-    recipe = fingerprint({"settings": settings, "texts": texts, "held_out": held_out, "bf16": has_bf16()}, [__file__, *inputs])
+    recipe = fingerprint({"settings": settings, "texts": texts, "held_out": held_out, "tokenizer": tokenizer.backend_tokenizer.to_str(),
+                          "bf16": has_bf16()}, [__file__])
     if is_finished(folder, recipe):
         return read_json(folder / "history.json")
 

@@ -109,11 +109,11 @@ def recipe_findings(base, runs, ranks, resamples):
     order = sorted(ranks)
     tests += [compare_bits(f"rank_{low}_{high}", f"rank {low}, rank {high}", ranks[low], ranks[high], "dialects", resamples)
               for low, high in [*zip(order, order[1:]), *([(order[0], order[-1])] if len(order) > 2 else [])]]
-    return tests
+    return [*tests, compare_bits("rank_english", f"rank {order[0]}, rank {order[-1]}", ranks[order[0]], ranks[order[-1]], "English", resamples)]
 
 
 def draw_recipes(run, base, runs, ranks, resamples):
-    """Draw bits per character of the dialects and of English: per recipe on the left, by rank on the right; small marks are seeds."""
+    """Draw bits per character of the dialects and of English: per recipe on the left, their change by rank on the right; small marks are seeds."""
     figure, (left, middle, right) = new_figure(width=10, height=3.6, columns=3)
     named, rows = {"base": base, **runs}, []
     for axis, name in ((left, "dialects"), (middle, "English")):
@@ -126,12 +126,14 @@ def draw_recipes(run, base, runs, ranks, resamples):
         axis.set_yticklabels(list(named) if axis is left else [], fontsize=7)
         axis.invert_yaxis()
     for name, colour in (("dialects", "#0072B2"), ("English", "#009E73")):
-        points = {rank: mean_bits(ranks[rank], name, resamples) for rank in sorted(ranks)}
-        values = np.array([[point[key] for key in ("value", "low", "high")] for point in points.values()])
+        points = {rank: compare_bits("", "", base, ranks[rank], name, resamples) for rank in sorted(ranks)}
+        values = np.array([[point[key] for key in ("difference", "low", "high")] for point in points.values()])
         right.errorbar(list(points), values[:, 0], [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], fmt="o-", color=colour, capsize=2, label=name)
-        rows += [{"run": f"rank {rank}", "set": name, **{key: point[key] for key in ("value", "low", "high")}} for rank, point in points.items()]
+        rows += [{"run": f"rank {rank} minus base", "set": name, "value": point["difference"], "low": point["low"], "high": point["high"]}
+                 for rank, point in points.items()]
     right.set_xscale("log", base=2)
-    right.set(xlabel="rank", ylabel="bits per character", xticks=sorted(ranks))
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set(xlabel="rank", ylabel="change from the base, bits per character", xticks=sorted(ranks))
     right.set_xticklabels(sorted(ranks))
     right.legend(fontsize=7)
     save_figure(figure, run, "recipes", rows)
@@ -247,7 +249,7 @@ def front(points):
 
 def draw_pareto(run, base, first, blends, resamples):
     """Draw English against dialect, in bits per character on the left (lower left is best) and in items and answers on the right (upper
-    right is best): one point per blend with 95 % intervals, a line through those that no other beats."""
+    right is best): one point per blend with 95 % intervals, rings and a line where no other beats it."""
     figure, axes = new_figure(width=9.5, height=4, columns=2)
     named = {"base": base, "after stage 1": first, **{label_of(*key): records for key, records in blends.items()}}
     shares, rows = sorted({share for share, _ in blends}), []
@@ -263,7 +265,7 @@ def draw_pareto(run, base, first, blends, resamples):
             middle[label] = (one["value"], two["value"])
             rows.append({"model": label, "x": x, "y": y, **{f"x {k}": v for k, v in one.items() if k != "n"}, **{f"y {k}": v for k, v in two.items() if k != "n"}})
         best = sorted(list(middle.values())[i] for i in front([(sign * a, sign * b) for a, b in middle.values()]))
-        axis.plot(*zip(*best), color="black", linewidth=0.8, linestyle="--", zorder=0)
+        axis.plot(*zip(*best), "o--", color="black", linewidth=0.8, fillstyle="none", markersize=12, label="not beaten")
     axes[0].set(xlabel="English, bits per character", ylabel="dialects, bits per character", title="lower left is better")
     axes[1].set(xlabel="English items right, %", ylabel="answers in a Saudi dialect, %", title="upper right is better")
     axes[0].legend(fontsize=6)
