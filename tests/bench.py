@@ -1,5 +1,7 @@
 """Speed as ratios, both sides measured in one run (make bench). Not part of the tests: no test depends on a timing."""
 
+import contextlib
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -19,14 +21,17 @@ import transformers
 from peft import get_peft_model
 from test_metrics import literal_faithful
 
-from dialectbook import data
+from dialectbook import data, self_instruct
 from dialectbook.bertscore import BertScorer
 from dialectbook.dedup import rouge_l_filter, words_of
+from dialectbook.diversity import good
 from dialectbook.english import _train
+from dialectbook.files import read_jsonl
 from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
 from dialectbook.metrics import chrf_with_interval, corrected_metrics, distinct_at_budget, faithful_metrics, near_duplicates_of, self_bleu_sampled
 from dialectbook.model import build_twin, lora_config, train_tokenizer
+from dialectbook.pool_pipeline import KeyedPool, compare_shards, pool_executor, write_shards
 from dialectbook.sample import generate
 from dialectbook.sft import make_trainer
 from dialectbook.stats import bootstrap_mean
@@ -173,7 +178,7 @@ def deduplication():
     """Print the exact greedy pool on 5,000 to 200,000 texts (BENCH_POOL: up to that many), with growth exponent and memory, and
     against the released scheme on a size that it can finish."""
     largest, seconds = int(os.environ.get("BENCH_POOL", 200_000)), {}
-    for size in sorted({5_000, 51_686, 200_000, largest}):
+    for size in sorted({min(5_000, largest // 10), 51_686, 200_000, largest}):
         if size > largest:
             continue
         texts = random_texts(size)
@@ -198,6 +203,47 @@ def deduplication():
     end = time.perf_counter()
     print(f"global pool against the released scheme, {len(texts)} texts: {(middle - start) / (end - middle):.0f} times faster, same items kept: {slow == fast} "
           f"({len(fast)}); the released scheme took {(middle - start) / len(texts) * 1e3:.0f} ms a text, most of it starting processes at this size")
+
+
+def pool_in_shards():
+    """Print what pools in shards leave and how two stages differ from the global pool, for 1 to 16 shards, in order and drawn at random;
+    then datatrove's executor on this machine, two workers, against one pool."""
+    answers = []
+    for prompt in ("own", "one"):
+        loop = self_instruct.Loop(self_instruct.load_seeds(), lambda texts: (["GLF"] * len(texts), np.ones((len(texts), 2))), KNOBS, prompt)
+        self_instruct.collect(loop, *self_instruct.recorded_teacher(prompt))
+        answers += good(loop.candidates)
+    synthetic = [{"id": str(i), "instruction": text, "input": ""} for i, text in enumerate(random_texts(10_000))]
+    own = [{"id": str(i), "input": "", **pair} for i, pair in enumerate(data.to_pairs(POOL))]
+    for name, items in (("dataset", own), ("recorded answers", answers), ("synthetic", synthetic)):
+        for orders in ([("in order", None)], [("5 draws at random", draw) for draw in range(5)]):
+            for shards in (1, 2, 4, 8, 16):
+                found = compare_shards(items, [shards], orders=orders)
+                counts = {key: [row[key] for row in found] for key in ("repetitions left", "lost", "kept instead")}
+                print(f"  {name}, {orders[0][0]}: {len(items):,} items, one pool keeps {found[0]['one pool']:,}; {shards} shards: "
+                      + ", ".join(f"{key} {np.mean(some):,.1f} ({min(some):,} to {max(some):,})" for key, some in counts.items()), flush=True)
+    if not (importlib.util.find_spec("datatrove") and importlib.util.find_spec("orjson")):
+        print("two stages with datatrove: not measured, the extra `scale` is not installed")
+        return
+    repeated = synthetic + [{**item, "instruction": f"{item['instruction']} {word}"} for item in synthetic for word in ("طيب", "اليوم", "يا خويا")]
+    items = [repeated[i] for i in np.random.default_rng(0).permutation(len(repeated))]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        pool = KeyedPool()
+        whole = {i for i, item in enumerate(items) if pool.add(i, self_instruct.pool_words(item)) is None}
+        seconds = {"one pool": time.perf_counter() - start}
+        for exact in (False, True):
+            executor, path = pool_executor(write_shards(items, Path(folder) / "shards", 8, seed=0), folder, exact=exact)
+            with contextlib.redirect_stderr(None):
+                start = time.perf_counter()
+                executor.depends.run()
+                middle = time.perf_counter()
+                executor.run()
+                seconds |= {f"shards, exact={exact}": middle - start, f"then one pool, exact={exact}": time.perf_counter() - middle}
+            kept = {row["position"] for row in read_jsonl(path)}
+            print(f"  two stages, exact={exact}: {len(kept):,} kept, {len(whole - kept)} lost, {len(kept - whole)} kept instead")
+    print(f"two stages with datatrove, {len(items):,} items of which one pool keeps {len(whole):,}, 8 shards, 2 workers: "
+          + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
 
 
 def expansion():
@@ -242,6 +288,6 @@ def continued_pretraining():
 
 if __name__ == "__main__":
     print("Two threads; ratios carry over to other machines, seconds do not.")
-    for part in (training, sampling, metrics, uncertainty, deduplication, expansion, continued_pretraining):
+    for part in (training, sampling, metrics, uncertainty, deduplication, pool_in_shards, expansion, continued_pretraining):
         if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
             part()
