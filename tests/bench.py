@@ -182,11 +182,11 @@ def deduplication():
         if size > largest:
             continue
         texts = random_texts(size)
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.process_time()
         kept = rouge_l_filter(texts)
-        seconds[size] = time.perf_counter() - start
+        wall, seconds[size] = time.perf_counter() - start, time.process_time() - begun  # on one core; growth is of what the core did
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(f"  global pool: {size:,} texts in {seconds[size]:.1f} s, {len(kept):,} kept; at most {memory:,.0f} MiB so far", flush=True)
+        print(f"  global pool: {size:,} texts in {wall:.1f} s ({seconds[size]:.1f} s of CPU), {len(kept):,} kept; at most {memory:,.0f} MiB so far", flush=True)
     sizes = sorted(seconds)
     steps = [np.log(seconds[b] / seconds[a]) / np.log(b / a) for a, b in zip(sizes, sizes[1:])]
     print(f"global pool: growth exponent {np.log(seconds[sizes[-1]] / seconds[sizes[0]]) / np.log(sizes[-1] / sizes[0]):.2f} from {sizes[0]:,} to "
@@ -205,6 +205,28 @@ def deduplication():
           f"({len(fast)}); the released scheme took {(middle - start) / len(texts) * 1e3:.0f} ms a text, most of it starting processes at this size")
 
 
+def synthetic(size, seed=0):
+    """Return items in random order of which every four are one text, each word exchanged one time in ten: repetitions, and chains of them."""
+    rng = np.random.default_rng(seed)
+    words = np.array([word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()])
+    lists = [text.split() for text in random_texts(size // 4, seed)]
+    return [{"id": str(i), "instruction": " ".join(rng.choice(words) if rng.random() < 0.1 else word for word in lists[i % len(lists)]), "input": ""}
+            for i in rng.permutation(size)]
+
+
+@contextlib.contextmanager
+def quiet():
+    """datatrove's log, which its workers write to the error stream themselves, goes nowhere."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def pool_in_shards():
     """Print what pools in shards leave and how two stages differ from the global pool, for 1 to 16 shards, in order and drawn at random;
     then datatrove's executor on this machine, two workers, against one pool."""
@@ -213,20 +235,18 @@ def pool_in_shards():
         loop = self_instruct.Loop(self_instruct.load_seeds(), lambda texts: (["GLF"] * len(texts), np.ones((len(texts), 2))), KNOBS, prompt)
         self_instruct.collect(loop, *self_instruct.recorded_teacher(prompt))
         answers += good(loop.candidates)
-    synthetic = [{"id": str(i), "instruction": text, "input": ""} for i, text in enumerate(random_texts(10_000))]
     own = [{"id": str(i), "input": "", **pair} for i, pair in enumerate(data.to_pairs(POOL))]
-    for name, items in (("dataset", own), ("recorded answers", answers), ("synthetic", synthetic)):
-        for orders in ([("in order", None)], [("5 draws at random", draw) for draw in range(5)]):
-            for shards in (1, 2, 4, 8, 16):
-                found = compare_shards(items, [shards], orders=orders)
-                counts = {key: [row[key] for row in found] for key in ("repetitions left", "lost", "kept instead")}
-                print(f"  {name}, {orders[0][0]}: {len(items):,} items, one pool keeps {found[0]['one pool']:,}; {shards} shards: "
-                      + ", ".join(f"{key} {np.mean(some):,.1f} ({min(some):,} to {max(some):,})" for key, some in counts.items()), flush=True)
+    for name, items in (("dataset", own), ("recorded answers", answers), ("synthetic", synthetic(10_000))):
+        found = compare_shards(items, (1, 2, 4, 8, 16), orders=[("blocks", None), *(("random", seed) for seed in range(5))])
+        for order, shards in dict.fromkeys((row["shards are"], row["shards"]) for row in found):
+            some = [row for row in found if (row["shards are"], row["shards"]) == (order, shards)]
+            counts = {key: [row[key] for row in some] for key in ("repetitions left", "lost", "kept instead")}
+            print(f"  {name}, {len(items):,} items of which one pool keeps {some[0]['one pool']:,}, {shards} shards ({order}, {len(some)} draws): "
+                  + ", ".join(f"{key} {np.mean(values):,.1f} ({min(values):,} to {max(values):,})" for key, values in counts.items()))
     if not (importlib.util.find_spec("datatrove") and importlib.util.find_spec("orjson")):
         print("two stages with datatrove: not measured, the extra `scale` is not installed")
         return
-    repeated = synthetic + [{**item, "instruction": f"{item['instruction']} {word}"} for item in synthetic for word in ("طيب", "اليوم", "يا خويا")]
-    items = [repeated[i] for i in np.random.default_rng(0).permutation(len(repeated))]
+    items = synthetic(40_000)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         pool = KeyedPool()
@@ -234,7 +254,7 @@ def pool_in_shards():
         seconds = {"one pool": time.perf_counter() - start}
         for exact in (False, True):
             executor, path = pool_executor(write_shards(items, Path(folder) / "shards", 8, seed=0), folder, exact=exact)
-            with contextlib.redirect_stderr(None):
+            with quiet():
                 start = time.perf_counter()
                 executor.depends.run()
                 middle = time.perf_counter()

@@ -115,8 +115,9 @@ def pool_step(data, rank, world_size, threshold, mark):
             raise UserError(f"item {item['id']}: its position {item['position']} stands after {last}; within a shard positions must rise.")
         last = item["position"]
         near = pool.add(last, pool_words(item), item.pop("repeats", None))
+        if near is not None:
+            item["repeats"] = near
         if near is None or mark:
-            item |= {} if near is None else {"repeats": near}
             yield document
 
 
