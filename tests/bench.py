@@ -207,7 +207,7 @@ def deduplication():
 
 def synthetic(size, seed=0):
     """Return items in random order of which every four are one text, each word exchanged one time in ten: repetitions, and chains of them."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])
     words = np.array([word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()])
     lists = [text.split() for text in random_texts(size // 4, seed)]
     return [{"id": str(i), "instruction": " ".join(rng.choice(words) if rng.random() < 0.1 else word for word in lists[i % len(lists)]), "input": ""}
@@ -241,7 +241,7 @@ def pool_in_shards():
         for order, shards in dict.fromkeys((row["shards are"], row["shards"]) for row in found):
             some = [row for row in found if (row["shards are"], row["shards"]) == (order, shards)]
             counts = {key: [row[key] for row in some] for key in ("repetitions left", "lost", "kept instead")}
-            print(f"  {name}, {len(items):,} items of which one pool keeps {some[0]['one pool']:,}, {shards} shards ({order}, {len(some)} draws): "
+            print(f"  {name}, {len(items):,} items of which one pool keeps {some[0]['one pool']:,}, {shards} shards ({order}, draws: {len(some)}): "
                   + ", ".join(f"{key} {np.mean(values):,.1f} ({min(values):,} to {max(values):,})" for key, values in counts.items()))
     if not (importlib.util.find_spec("datatrove") and importlib.util.find_spec("orjson")):
         print("two stages with datatrove: not measured, the extra `scale` is not installed")

@@ -95,7 +95,6 @@ def seeds():
 @pytest.mark.parametrize("exact", [False, True])
 def test_pipeline_on_this_machine(tmp_path, seeds, exact):
     """datatrove's local executor, two tasks at a time, keeps what the stages in memory keep, and the rows come out as they went in."""
-    pytest.importorskip("datatrove")
     items = [*seeds, *items_of(CHAIN)]
     shards = write_shards(items, tmp_path / "shards", 2, seed=1)
     left, kept = in_stages([self_instruct.pool_words(item) for item in items], shard_numbers(len(items), 2, 1), exact=exact)
@@ -109,7 +108,6 @@ def test_pipeline_on_this_machine(tmp_path, seeds, exact):
 
 def test_spellings_are_folded(tmp_path):
     """The pipeline compares as chapter 02 does: أ is ا, ة is ه, instruction and input together."""
-    pytest.importorskip("datatrove")
     items = items_of(["أبغى أروح المدرسة بدري اليوم", "ابغي اروح المدرسه بدري اليوم", "صنفها", "صنفها"])
     items[2]["input"], items[3]["input"] = "المطعم زحمة بس الأكل يستاهل", "التوصيل تأخر وجاني بارد مرة"
     executor, path = pool_executor(write_shards(items, tmp_path / "shards", 2), tmp_path / "out", workers=1)
@@ -118,7 +116,6 @@ def test_spellings_are_folded(tmp_path):
 
 def test_a_run_that_stops_goes_on(tmp_path, seeds, monkeypatch):
     """The second shard fails halfway: the next run leaves the first shard as it is, does the second and then the pool, and a third run does nothing."""
-    pytest.importorskip("datatrove")
     shards = write_shards(seeds, tmp_path / "shards", 2)
     executor, path = pool_executor(shards, tmp_path / "out", workers=1)
     real, calls = pool_pipeline.KeyedPool.add, []
@@ -147,7 +144,6 @@ def test_a_run_that_stops_goes_on(tmp_path, seeds, monkeypatch):
 
 def test_slurm_settings(tmp_path, seeds):
     """Two array jobs, the second after the first, with the settings given; nothing is submitted here."""
-    pytest.importorskip("datatrove")
     shards = write_shards(seeds, tmp_path / "shards", 4)
     executor, _ = pool_executor(shards, tmp_path / "out", slurm=SLURM | {"workers": 3})
     for job, name, tasks in ((executor.depends, "dialectbook-shards", 4), (executor, "dialectbook-pool", 1)):
@@ -178,7 +174,6 @@ def test_mistakes_are_one_sentence(tmp_path, seeds, monkeypatch):
 @pytest.mark.parametrize(("change", "words"), [({"position": 0}, "positions must rise"), ({"input": None}, "the key 'input' is missing")])
 def test_rows_that_are_no_shard(tmp_path, change, words):
     """Shards made by hand may lack a key or be in another order: the task stops and says so."""
-    pytest.importorskip("datatrove")
     shards = write_shards(items_of(CHAIN), tmp_path / "shards", 1)
     rows = read_jsonl(shards / "00000.jsonl")
     rows[2] = {key: value for key, value in (rows[2] | change).items() if value is not None}

@@ -9,7 +9,8 @@ shard, and t does not repeat v. Then u goes in stage two, t was gone before, and
 one shard, nor where whatever is linked by repetitions lies in one shard, nor where repeating is transitive, as with exact copies.
 
 `exact` mends it: a shard marks what it would remove with the item that it repeats, and stage two looks again at marked items whose
-mark did not stay. Stage two then reads every item, but searches only for few more.
+mark did not stay. Stage two then reads every item, but searches only for few more. Either way it holds all that is kept in one
+memory: what the shards save is the search for what they remove.
 """
 
 import heapq
@@ -52,7 +53,7 @@ class KeyedPool:
 def shard_numbers(size, shards, seed=None):
     """Return the shard of each of `size` items, shards of equal size: blocks in order, or drawn at random when there is a seed."""
     blocks = np.arange(size) * shards // max(1, size)
-    return blocks if seed is None else np.random.default_rng(seed).permutation(blocks)
+    return blocks if seed is None else np.random.default_rng([seed, shards]).permutation(blocks)
 
 
 def in_shards(lists, shard_of, threshold=0.7):
