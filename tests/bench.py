@@ -1,5 +1,7 @@
 """Speed as ratios, both sides measured in one run (make bench). Not part of the tests: no test depends on a timing."""
 
+import contextlib
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -19,14 +21,17 @@ import transformers
 from peft import get_peft_model
 from test_metrics import literal_faithful
 
-from dialectbook import data
+from dialectbook import data, self_instruct
 from dialectbook.bertscore import BertScorer
 from dialectbook.dedup import rouge_l_filter, words_of
+from dialectbook.diversity import good
 from dialectbook.english import continue_training
+from dialectbook.files import read_jsonl
 from dialectbook.hardware import has_bf16
 from dialectbook.knobs import load_knobs
 from dialectbook.metrics import chrf_with_interval, corrected_metrics, distinct_at_budget, faithful_metrics, near_duplicates_of, self_bleu_sampled
 from dialectbook.model import build_twin, lora_config, train_tokenizer
+from dialectbook.pool_pipeline import KeyedPool, compare_shards, pool_executor, write_shards
 from dialectbook.sample import generate
 from dialectbook.sft import make_trainer
 from dialectbook.stats import bootstrap_mean
@@ -173,15 +178,15 @@ def deduplication():
     """Print the exact greedy pool on 5,000 to 200,000 texts (BENCH_POOL: up to that many), with growth exponent and memory, and
     against the released scheme on a size that it can finish."""
     largest, seconds = int(os.environ.get("BENCH_POOL", 200_000)), {}
-    for size in sorted({5_000, 51_686, 200_000, largest}):
+    for size in sorted({min(5_000, largest // 10), 51_686, 200_000, largest}):
         if size > largest:
             continue
         texts = random_texts(size)
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.process_time()
         kept = rouge_l_filter(texts)
-        seconds[size] = time.perf_counter() - start
+        wall, seconds[size] = time.perf_counter() - start, time.process_time() - begun  # on one core; growth is of what the core did
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(f"  global pool: {size:,} texts in {seconds[size]:.1f} s, {len(kept):,} kept; at most {memory:,.0f} MiB so far", flush=True)
+        print(f"  global pool: {size:,} texts in {wall:.1f} s ({seconds[size]:.1f} s of CPU), {len(kept):,} kept; at most {memory:,.0f} MiB so far", flush=True)
     sizes = sorted(seconds)
     steps = [np.log(seconds[b] / seconds[a]) / np.log(b / a) for a, b in zip(sizes, sizes[1:])]
     print(f"global pool: growth exponent {np.log(seconds[sizes[-1]] / seconds[sizes[0]]) / np.log(sizes[-1] / sizes[0]):.2f} from {sizes[0]:,} to "
@@ -198,6 +203,67 @@ def deduplication():
     end = time.perf_counter()
     print(f"global pool against the released scheme, {len(texts)} texts: {(middle - start) / (end - middle):.0f} times faster, same items kept: {slow == fast} "
           f"({len(fast)}); the released scheme took {(middle - start) / len(texts) * 1e3:.0f} ms a text, most of it starting processes at this size")
+
+
+def synthetic(size, seed=0):
+    """Return items in random order of which every four are one text, each word exchanged one time in ten: repetitions, and chains of them."""
+    rng = np.random.default_rng([seed, 1])
+    words = np.array([word for s in POOL for v in data.VERSIONS for word in s[v]["instruction"].split()])
+    lists = [text.split() for text in random_texts(size // 4, seed)]
+    return [{"id": str(i), "instruction": " ".join(rng.choice(words) if rng.random() < 0.1 else word for word in lists[i % len(lists)]), "input": ""}
+            for i in rng.permutation(size)]
+
+
+@contextlib.contextmanager
+def quiet():
+    """datatrove's log, which its workers write to the error stream themselves, goes nowhere."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def pool_in_shards():
+    """Print what pools in shards leave and how two stages differ from the global pool, for 1 to 16 shards, in order and drawn at random;
+    then datatrove's executor on this machine, two workers, against one pool."""
+    answers = []
+    for prompt in ("own", "one"):
+        loop = self_instruct.Loop(self_instruct.load_seeds(), lambda texts: (["GLF"] * len(texts), np.ones((len(texts), 2))), KNOBS, prompt)
+        self_instruct.collect(loop, *self_instruct.recorded_teacher(prompt))
+        answers += good(loop.candidates)
+    own = [{"id": str(i), "input": "", **pair} for i, pair in enumerate(data.to_pairs(POOL))]
+    for name, items in (("dataset", own), ("recorded answers", answers), ("synthetic", synthetic(10_000))):
+        found = compare_shards(items, (1, 2, 4, 8, 16), orders=[("blocks", None), *(("random", seed) for seed in range(5))])
+        for order, shards in dict.fromkeys((row["shards are"], row["shards"]) for row in found):
+            some = [row for row in found if (row["shards are"], row["shards"]) == (order, shards)]
+            counts = {key: [row[key] for row in some] for key in ("repetitions left", "lost", "kept instead")}
+            print(f"  {name}, {len(items):,} items of which one pool keeps {some[0]['one pool']:,}, {shards} shards ({order}, draws: {len(some)}): "
+                  + ", ".join(f"{key} {np.mean(values):,.1f} ({min(values):,} to {max(values):,})" for key, values in counts.items()))
+    if not (importlib.util.find_spec("datatrove") and importlib.util.find_spec("orjson")):
+        print("two stages with datatrove: not measured, the extra `scale` is not installed")
+        return
+    items = synthetic(40_000)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        pool = KeyedPool()
+        whole = {i for i, item in enumerate(items) if pool.add(i, self_instruct.pool_words(item)) is None}
+        seconds = {"one pool": time.perf_counter() - start}
+        for exact in (False, True):
+            executor, path = pool_executor(write_shards(items, Path(folder) / "shards", 8, seed=0), folder, exact=exact)
+            with quiet():
+                start = time.perf_counter()
+                executor.depends.run()
+                middle = time.perf_counter()
+                executor.run()
+                seconds |= {f"shards, exact={exact}": middle - start, f"then one pool, exact={exact}": time.perf_counter() - middle}
+            kept = {row["position"] for row in read_jsonl(path)}
+            print(f"  two stages, exact={exact}: {len(kept):,} kept, {len(whole - kept)} lost, {len(kept - whole)} kept instead")
+    print(f"two stages with datatrove, {len(items):,} items of which one pool keeps {len(whole):,}, 8 shards, 2 workers: "
+          + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
 
 
 def expansion():
@@ -242,6 +308,6 @@ def continued_pretraining():
 
 if __name__ == "__main__":
     print("Two threads; ratios carry over to other machines, seconds do not.")
-    for part in (training, sampling, metrics, uncertainty, deduplication, expansion, continued_pretraining):
+    for part in (training, sampling, metrics, uncertainty, deduplication, pool_in_shards, expansion, continued_pretraining):
         if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
             part()

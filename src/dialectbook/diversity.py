@@ -59,7 +59,7 @@ def measures_of(candidates, seeds, threshold, scope, types, budget, seed=0):
     kept = pooled(candidates, seeds, threshold, scope)
     return {"kept": len(kept) / len(candidates), "repeated across tasks": float(np.mean(repeated_across_tasks(kept, threshold))),
             "distinct-2": distinct_at_budget(asked(kept), 2, budget, resamples=10, seed=seed)["value"],
-            "coverage": float(np.mean([coverage(kept, types, budget, seed + i) for i in range(5)])), "evenness of tasks": evenness(kept)}
+            "coverage": float(np.mean([coverage(kept, types, budget, seed + i) for i in range(5)]))}
 
 
 def drawn(candidates, measure, requests, draws, seed=0):
@@ -120,7 +120,7 @@ def compare_recipes(candidates, seeds, threshold, types, draws):
     plan = [("pool", name, "own prompts, a pool per task", "own prompts, global pool", by_task, by_all, True)
             for name in ("distinct-2", "coverage", "kept", "repeated across tasks")]
     plan += [("prompts", name, "one prompt, global pool", "own prompts, global pool", arms["one", "global"], arms["own", "global"], False)
-             for name in ("distinct-2", "coverage", "kept", "evenness of tasks")]
+             for name in ("distinct-2", "coverage", "kept")]
     plan += [("both", "distinct-2", "one prompt, a pool per task", "own prompts, global pool", arms["one", "task"], arms["own", "global"], False)]
     tests = [{"id": f"{about}: {name}", "what": name, "first": first, "second": second, **compare(a, b, name, paired)}
              for about, name, first, second, a, b, paired in plan]
