@@ -102,7 +102,7 @@ def test_a_finished_run_is_read(smoke, expanded, monkeypatch):
     record = continued(knobs, run, texts, held_out, additions, 1, **options)
     assert [point["tokens"] for point in record["curve"]] == [0, 256, 512, 1024]
     assert set(record["curve"][0]["bits"]) == {"MSA", "English", "Mixed"}
-    monkeypatch.setattr(english, "_train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(english, "continue_training", lambda *a, **k: pytest.fail("trained again"))
     assert continued(knobs, run, texts, held_out, additions, 1, **options)["text_bits"] == record["text_bits"]
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         continued(knobs, run, texts, held_out, additions, 2, **options)

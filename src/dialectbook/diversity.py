@@ -12,7 +12,7 @@ import numpy as np
 
 from .dedup import rouge_l, words_of
 from .metrics import distinct_at_budget
-from .self_instruct import FOLDER, TASKS, Pools, pool_words
+from .self_instruct import FOLDER, Pools, pool_words
 from .stats import holm, wilson
 
 
@@ -46,12 +46,6 @@ def coverage(items, types, budget, seed=0):
         if len(read) >= budget:
             break
     return len(types & set(read[:budget])) / len(types)
-
-
-def evenness(items):
-    """Return how evenly the items are spread over the tasks, 0 (one task) to 1 (equally): entropy over its maximum."""
-    shares = np.array([sum(item["task"] == task for item in items) for task in TASKS]) / max(1, len(items))
-    return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum() / np.log(len(TASKS)))
 
 
 def measures_of(candidates, seeds, threshold, scope, types, budget, seed=0):
