@@ -100,6 +100,10 @@ class Knobs(BaseModel):
     dpo_pairs: int = Field(ge=0, description="training pairs, drawn by scenario; 0: all")
     dpo_test_scenarios: int = Field(ge=0, description="test scenarios answered before and after, of those that chapter 07 answers; 0: all of these")
     dpo_sweep_seeds: int = Field(ge=1, description="seeds of the other betas and of the other dialect as rejected answer")
+    # quantisation (chapter 16)
+    quantise_bits: list[Literal[8, 4]] = Field(description="bits of the quantised variants that are compared with the tuned model; []: none")
+    quantise_test_scenarios: int = Field(ge=0, description="test scenarios, drawn at random, that each variant scores and answers; 0: all")
+    quantise_repeats: int = Field(ge=2, le=1000, description="times that the speed of each variant is measured, in turn")
     # sampling
     temperature: float = Field(gt=0, le=5)
     top_p: float = Field(gt=0, le=1)
