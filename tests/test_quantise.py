@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from dialectbook import sample
 from dialectbook.claims import load_claims
-from dialectbook.data import DIALECTS, REGIONS, clean_scenario, load_pool, load_regions, prompts_of_test, split_regions, split_scenarios, to_pairs
+from dialectbook.data import DIALECTS, REGIONS, clean_scenario, load_pool, load_regions, prompts_of_test, split_scenarios, to_pairs
 from dialectbook.files import UserError, mark_finished, write_jsonl
 from dialectbook.findings import with_holm
 from dialectbook.judge import NgramJudge
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, load_tokenizer, load_tuned, train_tokenizer
+from dialectbook.model import build_twin, load_model, load_tokenizer, load_tuned, train_tokenizer
 from dialectbook.paths import Run
 from dialectbook.quantise import (VARIANTS, bits_per_weight, by_hand_rows, dequantised, disk_of, layers_of, load_variants, memory_of, quality, size_by_hand,
                                   size_rows, speed_rows, speeds)
@@ -30,8 +29,8 @@ def smoke(tmp_path_factory):
     pairs = {name: to_pairs(some) for name, some in splits.items()}
     for name, some in pairs.items():
         write_jsonl(run.split(name), some)
-    regions, _ = split_regions(load_regions(False), 0)
-    NgramJudge.fit([row["text"] for row in regions], [row["region"] for row in regions], REGIONS).save(run.judge / "regions")
+    regions = [(row["text"], row["region"]) for row in load_regions(False)[::20]] + [(pair["response_msa"], "MSA") for pair in pairs["train"][:40]]
+    NgramJudge.fit(*zip(*regions), REGIONS).save(run.judge / "regions")
     NgramJudge.fit([pair["response"] for pair in pairs["train"]], [pair["dialect"] for pair in pairs["train"]], DIALECTS).save(run.judge / "dialects")
     tokenizer = train_tokenizer([pair["response"] for pair in pairs["train"]], 600)
     build_twin(knobs, tokenizer).save_pretrained(run.base)
@@ -75,7 +74,7 @@ def test_rounding_is_what_its_name_says(models):
         step = weight.abs().amax(1, keepdim=True) / 127
         eight = dequantised(layers_of(models[8])[name])
         assert torch.allclose(eight, (weight / step).round() * step, atol=1.01 * float(step.max()))  # ties may fall either way
-        assert float(((eight - weight).abs() / step).max()) < 0.51
+        assert float(((eight - weight).abs() / step).max()) < 0.57  # half a step, and the cast to float16 before it: 127 / 2^11
         four, blocks = dequantised(layers_of(models[4])[name]).reshape(-1, 64), weight.reshape(-1, 64)
         assert max(len(block.unique()) for block in four) <= 16
         largest = blocks.abs().amax(1)
@@ -104,13 +103,13 @@ def test_sizes_add_up(models):
     assert allam["weights"] == 7_000_559_616 and 50 < allam["8-bit (LLM.int8) %"] < 55 and 25 < allam["4-bit (NF4) %"] < 32
 
 
-def test_a_saved_variant_is_the_same_model(models, tmp_path):
+def test_a_saved_variant_is_the_same_model(smoke, models, tmp_path):
     """The file that is weighed must hold the whole variant."""
     for bits in (8, 4):
         before = logits(models[bits])
         models[bits].save_pretrained(tmp_path / str(bits))
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / str(bits), dtype=torch.float32, attn_implementation="eager")
-        assert torch.allclose(before, logits(again), atol=1e-3)
+        again = load_model(smoke[0], str(tmp_path / str(bits)), bits)
+        assert torch.equal(before, logits(again)), bits
 
 
 def test_speeds_are_ratios_of_one_repeat(smoke, models):

@@ -104,7 +104,12 @@ def load_model(knobs, path, bits=0):
         options["quantization_config"] = _bitsandbytes(bits, options["dtype"])
     if device == "cuda":
         options["device_map"] = {"": 0}
-    return from_hub(AutoModelForCausalLM.from_pretrained, path, knobs.base_revision, "base_model", **options)
+    model = from_hub(AutoModelForCausalLM.from_pretrained, path, knobs.base_revision, "base_model", **options)
+    if bits == 4 and device == "cpu":
+        for layer in model.modules():  # the fused kernel of some CPUs multiplies in bfloat16, whatever is asked, and takes few shapes
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_tuned(knobs, run, experiment, seed):
