@@ -12,10 +12,10 @@ from dialectbook.judge import NgramJudge
 from dialectbook.knobs import load_knobs
 from dialectbook.model import build_twin, load_model, load_tokenizer, load_tuned, train_tokenizer
 from dialectbook.paths import Run
-from dialectbook.quantise import (VARIANTS, bits_per_weight, by_hand_rows, dequantised, disk_of, layers_of, load_variants, memory_of, quality, size_by_hand,
-                                  size_rows, speed_rows, speeds)
+from dialectbook.quantise import (VARIANTS, bits_per_weight, by_hand_rows, dequantised, disk_of, layers_of, load_variants, memory_of, quality,
+                                  size_by_hand, size_rows, speed_rows, speeds)
 from dialectbook.sft import train_adapter
-from dialectbook.variants import answer_rows, claim_rows, draw_losses, draw_size, findings, quality_rows, test_id as id_of
+from dialectbook.variants import answer_rows, claim_rows, draw_losses, draw_size, findings, kept, quality_rows, test_id as id_of
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,10 @@ def test_findings_have_the_ledgers_ids_and_signs(results):
     assert tests["int4_hijazi_against_najdi_bits"]["difference"] == pytest.approx(0.1)
     assert tests["int4_najdi_requested_dialect_accuracy"]["better"] == "higher" and tests["int4_both_msa_share"]["better"] == "lower"
     assert tests["int8_both_bits"]["n"] == 2 * tests["int8_hijazi_bits"]["n"] and id_of(4, "HIJAZI", "chrF++") == "int4_hijazi_chrf"
+    assert kept({0: results[0], 8: results[0]}, 8, "NAJDI", 200)["value"] == pytest.approx(100)
+    gain = sum((one["base bits"] - one["bits"])[one["dialect"] == "NAJDI"].sum() for one in results[0])
+    characters = sum(one["characters"][one["dialect"] == "NAJDI"].sum() for one in results[0])
+    assert kept({0: results[0], 4: worse}, 4, "NAJDI", 200)["value"] == pytest.approx(100 * (1 - 0.1 * characters / gain))
     claims = [claim for claim in load_claims() if claim["chapter"] == "16_quantisation"]
     assert len(claims) == 4 and all(claim["test"]["at"][1]["id"] in tests for claim in claims)
     verdicts = {row["claim"]: row["verdict"] for row in claim_rows(list(tests.values()), True)}

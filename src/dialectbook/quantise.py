@@ -10,7 +10,7 @@ import numpy as np
 
 from .data import prompts_of_test
 from .files import UserError
-from .model import ALLAM_7B, count_parameters, identity_of, load_model, load_tokenizer, load_tuned
+from .model import ALLAM_7B, count_parameters, identity_of, load_base, load_model, load_tokenizer, load_tuned
 from .preference import outcomes, response_logp
 from .sample import sample_responses
 
@@ -18,7 +18,7 @@ EXPERIMENT = "token"
 VARIANTS = {0: "own precision", 8: "8-bit (LLM.int8)", 4: "4-bit (NF4)"}
 NF4_BLOCK, NF4_SCALES = 64, 256  # weights that share a scale; scales that share a scale of theirs (double quantisation)
 WORK = {"answering one prompt": 1, "answering 16 prompts at once": 16, "scoring 16 responses": 16}  # batch size
-NEW_TOKENS = 32  # of each answer whose speed is measured
+NEW_TOKENS = 24  # of each answer whose speed is measured
 
 
 # ---- variants ------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def by_hand_rows(models):
         size, weights = size_by_hand(model, own_bytes), count_parameters(model)[0]
         linear = sum(layer.weight.numel() for layer in layers_of(model).values())
         rows.append({"model": name, "weights": weights, "in linear layers %": 100 * linear / weights, "bytes a weight, own precision": own_bytes,
-                     "own precision (MB)": size[0] / 1e6, **{f"{VARIANTS[bits]} %": 100 * size[bits] / size[0] for bits in (8, 4)}})
+                     "own precision (MB)": round(size[0] / 1e6), **{f"{VARIANTS[bits]} %": 100 * size[bits] / size[0] for bits in (8, 4)}})
     return rows
 
 
@@ -181,12 +181,18 @@ def quality(knobs, run):
     """Return {bits: one dict per seed} with the `outcomes` of each variant's answers, and bits and characters of each reference response.
 
     All variants answer the same prompts in the same batches with the same random numbers. Answers are kept and not made again.
-    {} where nothing is compared.
+    "base bits" are those of the untuned base in its own precision, the same for all. {} where nothing is compared.
     """
     if not knobs.quantise_bits:
         return {}
     tokenizer = load_tokenizer(knobs, run)
     rows = prompts_of_test(knobs.model_copy(update={"test_scenarios": knobs.quantise_test_scenarios}), run)
+    texts = [row["prompt"] for row in rows], [row["response"] for row in rows]
+
+    def score(model):
+        return -response_logp(model, tokenizer, *texts, bf16=False) / np.log(2)
+
+    base = score(load_base(knobs, run).eval())
     results = {bits: [] for bits in (0, *knobs.quantise_bits)}
     for seed in knobs.seeds:
         models = load_variants(knobs, run, seed)
@@ -194,9 +200,8 @@ def quality(knobs, run):
             folder = run.root / "quantised" / f"{EXPERIMENT}-{bits or 'own'}" / f"seed-{seed}"
             made_from = f"{identity_of(knobs, run, EXPERIMENT, seed)}, {bits} bits, bitsandbytes {importlib.metadata.version('bitsandbytes')}"
             answers = sample_responses(model, tokenizer, rows, knobs, folder, seed, made_from)
-            logp = response_logp(model, tokenizer, [row["prompt"] for row in rows], [row["response"] for row in rows], bf16=False)
             results[bits].append({"seed": seed, "dialect": np.array([row["dialect"] for row in rows]), **outcomes(knobs, run, answers),
-                                  "bits": -logp / np.log(2), "characters": np.array([len(row["response"]) for row in rows])})
+                                  "bits": score(model), "base bits": base, "characters": np.array([len(text) for text in texts[1]])})
         models.clear()
         gc.collect()  # a model of 7 billion leaves the GPU before the next seed's arrives
     return results

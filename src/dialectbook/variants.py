@@ -5,6 +5,7 @@ import numpy as np
 from .claims import load_claims, verdict_of
 from .data import DIALECTS
 from .findings import finding
+from .metrics import ratio_of_sums
 from .quantise import VARIANTS, speed_rows
 from .show import COLOURS, NAMES, interval, new_figure, save_figure
 from .stats import bootstrap_mean
@@ -21,10 +22,17 @@ def values_of(some, measure, dialect):
     """
     chosen = [np.isin(one["dialect"], DIALECTS if dialect == "both" else [dialect]) for one in some]
     values = np.concatenate([one[measure][keep] for one, keep in zip(some, chosen)])
-    if measure == "bits":
+    if measure.endswith("bits"):
         values = values / np.concatenate([one["characters"][keep] for one, keep in zip(some, chosen)]).mean()
     return (values, np.concatenate([np.array(one["scenario"])[keep] for one, keep in zip(some, chosen)]),
             np.concatenate([np.full(keep.sum(), one["seed"]) for one, keep in zip(some, chosen)]))
+
+
+def kept(results, bits, dialect, resamples):
+    """Return how much of the bits that tuning gained over the base a variant keeps, in percent with its interval over scenarios."""
+    base, scenarios, _ = values_of(results[0], "base bits", dialect)
+    own, variant = (values_of(results[which], "bits", dialect)[0] for which in (0, bits))
+    return ratio_of_sums(100 * (base - variant), base - own, scenarios, resamples)
 
 
 def quality_rows(results, resamples):
@@ -39,6 +47,8 @@ def quality_rows(results, resamples):
                 row[LABELS.get(measure, measure) + " %" * (measure in SHARES)] = interval(dict(zip(
                     ("value", "low", "high"), (scale * v for v in bootstrap_mean(values, scenarios, resamples)))), digits)
             same = [a == b for one, own in zip(some, results[0]) for a, b, d in zip(one["texts"], own["texts"], one["dialect"]) if d == dialect]
+            row["kept of the gain by tuning %"] = interval(kept(results, bits, dialect, resamples), 1) if bits else None
+            row["words"] = float(values_of(some, "words", dialect)[0].mean())
             rows.append(row | {"same answer as own precision %": 100 * float(np.mean(same)) if bits else None})
     return rows
 
@@ -103,8 +113,8 @@ def draw_size(run, sizes, tests, measured):
                       label=NAMES[dialect])
     margin = next(claim["test"]["margin"] for claim in ledger_claims() if claim["id"] == "alif-quantised-8bit")
     left.axhspan(-margin, margin, color="#666666", alpha=0.12, linewidth=0, label="margin of the claim")
-    for size in sizes:
-        left.annotate(size["variant"], (size["file (MB)"], 0), (0, -30), textcoords="offset points", ha="center", fontsize=7)
+    for size, height, aside, align in zip(sizes, y, ((0, -16), (10, -16), (-12, 0)), ("center", "left", "right")):
+        left.annotate(size["variant"], (size["file (MB)"], height), aside, textcoords="offset points", ha=align, fontsize=7)
     left.set(xlabel="file (MB)", ylabel="bits per character lost", xlim=(0, 1.15 * max(size["file (MB)"] for size in sizes)))
     left.legend(fontsize=7)
     ratios = [row for row in speed_rows(measured) if row["variant"] != VARIANTS[0]]
@@ -112,7 +122,7 @@ def draw_size(run, sizes, tests, measured):
         middle = row["ratio to own precision"]
         right.errorbar(middle, place, xerr=[[middle - row["lowest"]], [row["highest"] - middle]], fmt="D", color="#0072B2", markersize=5, capsize=2)
     right.axvline(1, color="black", linewidth=0.8)
-    right.set(yticks=range(len(ratios)), xlabel="speed, own precision = 1: median and range of the repeats", xscale="log")
+    right.set(yticks=range(len(ratios)), xlabel="speed as a ratio to own precision")
     right.set_yticklabels([f"{row['work']},\n{row['variant']}" for row in ratios], fontsize=7)
     right.invert_yaxis()
     save_figure(figure, run, "quantised_size", rows)
