@@ -1,7 +1,10 @@
 """Quantisation: what is rounded and what stays, sizes that add up, variants asked alike, and nothing where there is nothing to compare."""
 
+import sys
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dialectbook import sample
 from dialectbook.claims import load_claims
@@ -67,6 +70,17 @@ def test_linear_layers_are_rounded_and_nothing_else(smoke, models):
         assert models[bits].get_output_embeddings().weight.data_ptr() == models[bits].get_input_embeddings().weight.data_ptr()
 
 
+def test_an_untied_head_stays_too(smoke, tmp_path):
+    """ALLaM-7B's head is a matrix of its own: it keeps own precision, as the arithmetic of sizes says."""
+    own = LlamaForCausalLM(LlamaConfig(vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+                                       tie_word_embeddings=False))
+    own.save_pretrained(tmp_path)
+    for bits in (8, 4):
+        model = load_model(smoke[0], str(tmp_path), bits)
+        assert torch.equal(model.lm_head.weight, own.lm_head.weight) and len(layers_of(model)) == 7
+        assert 0 <= sum(memory_of(model).values()) - size_by_hand(own, 4)[bits] < 2_000 * 7
+
+
 def test_rounding_is_what_its_name_says(models):
     """8 bits: each row in whole steps of its largest weight over 127. NF4: at most 16 values a block of 64, its largest one kept."""
     for name, layer in layers_of(models[0]).items():
@@ -87,6 +101,8 @@ def test_variants_answer_almost_as_the_model(models):
     own = logits(models[0])
     error = {bits: float((logits(models[bits]) - own).norm() / own.norm()) for bits in (8, 4)}
     assert 0 < error[8] < 0.05 and error[8] < error[4] < 0.5
+    used = next(iter(layers_of(models[8]).values()))  # the library moves the scales of a layer when it is used
+    assert torch.allclose(dequantised(used), next(iter(layers_of(models[0]).values())).weight, atol=0.01)
 
 
 def test_sizes_add_up(models):
@@ -167,6 +183,11 @@ def test_a_base_in_4_bits_has_nothing_to_compare(smoke, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_missing_adapter_names_its_chapter(smoke):
+def test_what_is_missing_is_named(smoke, monkeypatch):
+    """The adapter by its chapter, the library by its package."""
     with pytest.raises(UserError, match="06_lora_sft"):
         load_variants(*smoke, 7)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="pip install bitsandbytes") as error:
+        load_variants(*smoke, 1)
+    assert "\n" not in str(error.value)

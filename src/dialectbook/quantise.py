@@ -30,6 +30,7 @@ def load_variants(knobs, run, seed):
     them. `knobs` are those of the experiment. Raises UserError where the base is in 4 bits already.
     """
     if not knobs.quantise_bits:
+        print("quantise_bits is empty: this profile compares nothing here (in profile t4 the base is in 4 bits from the start).")
         return {}
     if knobs.quantization != "none":
         raise UserError(f"quantization = {knobs.quantization!r} loads the base in 4 bits, so there is no own precision to compare with "
@@ -38,6 +39,7 @@ def load_variants(knobs, run, seed):
     with tempfile.TemporaryDirectory(dir=run.root, prefix="merged-", ignore_cleanup_errors=True) as folder:
         tuned.save_pretrained(folder)
         del tuned
+        gc.collect()  # 7 billion weights leave the GPU before three variants of them arrive
         return {bits: load_model(knobs, folder, bits).eval() for bits in (0, *knobs.quantise_bits)}
 
 
@@ -58,7 +60,8 @@ def dequantised(layer):
 
         return dequantize_4bit(weight.data, weight.quant_state).float()
     if hasattr(weight, "SCB"):
-        return weight.data.float() * weight.SCB.float()[:, None] / 127
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB  # where it lies after and before the first use
+        return weight.data.float() * scale.float()[:, None] / 127
     return weight.data.float()
 
 
@@ -203,5 +206,4 @@ def quality(knobs, run):
             results[bits].append({"seed": seed, "dialect": np.array([row["dialect"] for row in rows]), **outcomes(knobs, run, answers),
                                   "bits": score(model), "base bits": base, "characters": np.array([len(text) for text in texts[1]])})
         models.clear()
-        gc.collect()  # a model of 7 billion leaves the GPU before the next seed's arrives
     return results
