@@ -61,4 +61,5 @@ def _quiet_logs():
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|trl|peft")
-    logging.getLogger("sacrebleu").setLevel(logging.ERROR)
+    for name in ("sacrebleu", "bitsandbytes"):  # the latter tells each layer and call that activations are cast before they are rounded
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -122,6 +122,10 @@ class Knobs(BaseModel):
                                        "are the project's own items")
     retention_items: int = Field(ge=8, description="the project's own English items, both tasks together, at most")
     retention_fraction: float = Field(gt=0, le=1, description="part of each public task that is asked")
+    # quantisation (chapter 16)
+    quantise_bits: list[Literal[8, 4]] = Field(description="bits of the quantised variants that are compared with the tuned model; []: none")
+    quantise_test_scenarios: int = Field(ge=0, description="test scenarios, drawn at random, that each variant scores and answers; 0: all")
+    quantise_repeats: int = Field(ge=2, le=1000, description="times that the speed of each variant is measured, in turn")
     # sampling
     temperature: float = Field(gt=0, le=5)
     top_p: float = Field(gt=0, le=1)

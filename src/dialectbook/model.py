@@ -86,17 +86,30 @@ def load_tokenizer(knobs, run):
 
 def load_base(knobs, run):
     """Return the base model in the profile's precision, on the GPU if there is one; weights only as safetensors."""
+    return load_model(knobs, base_path(knobs, run), 4 if knobs.quantization == "nf4" else 0)
+
+
+def load_model(knobs, path, bits=0):
+    """Return the model at a hub id or folder in the profile's precision; with `bits` 8 or 4 its linear layers are quantised.
+
+    That is done by bitsandbytes, on a GPU as on a CPU: LLM.int8 or NF4. Embeddings, output head and norms keep the precision.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     device = detect().device
     options = {"dtype": getattr(torch, knobs.dtype), "trust_remote_code": knobs.trust_remote_code, "use_safetensors": True}
     options["attn_implementation"] = "sdpa" if device == "cuda" else "eager"  # eager is faster on a CPU at our lengths
-    if knobs.quantization == "nf4":
-        options["quantization_config"] = _nf4(options["dtype"])
+    if bits:
+        options["quantization_config"] = _bitsandbytes(bits, options["dtype"])
     if device == "cuda":
         options["device_map"] = {"": 0}
-    return from_hub(AutoModelForCausalLM.from_pretrained, base_path(knobs, run), knobs.base_revision, "base_model", **options)
+    model = from_hub(AutoModelForCausalLM.from_pretrained, path, knobs.base_revision, "base_model", **options)
+    if bits == 4 and device == "cpu":
+        for layer in model.modules():  # the fused kernel of some CPUs multiplies in bfloat16, whatever is asked, and takes few shapes
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_tuned(knobs, run, experiment, seed):
@@ -153,13 +166,16 @@ def count_with_lora(shape, **lora):
         return (base, *count_parameters(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))))
 
 
-def _nf4(dtype):
+def _bitsandbytes(bits, dtype):
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise UserError("quantization = 'nf4' needs the package bitsandbytes: pip install 'dialectbook[gpu]'.") from None
+        raise UserError(f"weights in {bits} bits (the knobs quantization and quantise_bits) need the package bitsandbytes: "
+                        "pip install bitsandbytes.") from None
     from transformers import BitsAndBytesConfig
 
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=dtype)
 

@@ -126,8 +126,11 @@ def dev_rewards(model, tokenizer, rows, beta):
              "rejected_words": len(row["rejected"].split())} for row, margin in zip(rows, margins)]
 
 
-def response_logp(model, tokenizer, prompts, responses, batch_size=8):
-    """Return the log-likelihood (nats) of each response after its prompt, its end included, as an array."""
+def response_logp(model, tokenizer, prompts, responses, batch_size=8, bf16=True):
+    """Return the log-likelihood (nats) of each response after its prompt, its end included, as an array.
+
+    With `bf16` matrices are multiplied in bfloat16 where the machine does that fast, otherwise in the model's own precision.
+    """
     import torch
 
     result, order = np.zeros(len(prompts)), sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
@@ -136,7 +139,7 @@ def response_logp(model, tokenizer, prompts, responses, batch_size=8):
         lengths = [len(ids) for ids in tokenizer([prompts[i] for i in chosen])["input_ids"]]
         batch = tokenizer([prompts[i] + responses[i] + tokenizer.eos_token for i in chosen], return_tensors="pt", padding=True,
                           padding_side="right", pad_to_multiple_of=PAD_TO).to(model.device)
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16()):
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and has_bf16()):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
         targets, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].clone()
         for row, length in enumerate(lengths):
