@@ -8,9 +8,9 @@ from dialectbook import preference
 from dialectbook.data import clean_scenario, load_pool, split_scenarios, to_pairs
 from dialectbook.files import UserError, mark_finished, write_jsonl
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, train_tokenizer
+from dialectbook.model import build_twin, response_logp, train_tokenizer
 from dialectbook.paths import Run
-from dialectbook.preference import align, answers_before, dev_rewards, load_adapter, preference_pairs, response_logp
+from dialectbook.preference import align, answers_before, dev_rewards, load_adapter, preference_pairs
 from dialectbook.sft import train_adapter
 
 

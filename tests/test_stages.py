@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dialectbook import preference, stages
+from dialectbook import model as models
+from dialectbook import stages
 from dialectbook.data import DIALECTS, REGIONS, curate, load_pool, load_split, split_scenarios, to_pairs
 from dialectbook.files import UserError, mark_finished, read_jsonl, write_jsonl
 from dialectbook.judge import NgramJudge
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, load_base, load_tokenizer, train_tokenizer
+from dialectbook.model import build_twin, load_base, load_tokenizer, response_logp, train_tokenizer
 from dialectbook.paths import Run
 from dialectbook.recipes import bits_rows, evaluated, front, mean_bits, of_base, scale_of
 from dialectbook.retention import LOCAL, english_items, retention, write_tasks
 from dialectbook.stages import base_knobs, blend, count_tokens, load_adapter, new_adapter, optimizer_of, stage_data, train_recipe
-from dialectbook.preference import response_logp
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_harness_counts_as_its_formula_says(smoke, monkeypatch):
     knobs, run, _ = smoke
     folder, tokenizer, model = write_tasks(knobs, run), load_tokenizer(knobs, run), load_base(knobs, run).eval()
     scores = retention(model, tokenizer, list(LOCAL), folder)
-    monkeypatch.setattr(preference, "has_bf16", lambda: False)  # lm-eval multiplies in float32
+    monkeypatch.setattr(models, "has_bf16", lambda: False)  # lm-eval multiplies in float32
     assert set(scores) == set(LOCAL)
     for task in LOCAL:
         items = read_jsonl(folder / f"{task}.jsonl")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .files import UserError
-from .hardware import detect
+from .hardware import PAD_TO, detect, has_bf16
 
 ALLAM_7B = {"vocab_size": 64_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False}
@@ -122,6 +122,30 @@ def load_tuned(knobs, run, experiment, seed):
                         f"experiment = {experiment!r} and seed = {seed} first.")
     model = PeftModel.from_pretrained(load_base(knobs, run), str(folder))
     return model.eval()
+
+
+def response_logp(model, tokenizer, prompts, responses, batch_size=8, bf16=True):
+    """Return the log-likelihood (nats) of each response after its prompt, its end included, as an array.
+
+    With `bf16` matrices are multiplied in bfloat16 where the machine does that fast, otherwise in the model's own precision.
+    """
+    import numpy as np
+    import torch
+
+    result, order = np.zeros(len(prompts)), sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    for start in range(0, len(prompts), batch_size):
+        chosen = order[start:start + batch_size]
+        lengths = [len(ids) for ids in tokenizer([prompts[i] for i in chosen])["input_ids"]]
+        batch = tokenizer([prompts[i] + responses[i] + tokenizer.eos_token for i in chosen], return_tensors="pt", padding=True,
+                          padding_side="right", pad_to_multiple_of=PAD_TO).to(model.device)
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and has_bf16()):
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+        targets, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].clone()
+        for row, length in enumerate(lengths):
+            mask[row, :length - 1] = 0
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        result[chosen] = -(losses * mask).sum(1).cpu().numpy()
+    return result
 
 
 def encoder_of(knobs, run):

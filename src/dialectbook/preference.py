@@ -10,7 +10,7 @@ from .english import text_bits
 from .files import UserError, fingerprint, is_finished, mark_finished, read_json, read_jsonl, write_json
 from .hardware import PAD_TO, has_bf16
 from .judge import judged_dialect, load_dialect_judge, load_region_judge
-from .model import identity_of, load_base, load_tokenizer
+from .model import identity_of, load_base, load_tokenizer, response_logp
 from .pretrain import in_batch, last_checkpoint, replace_folder
 from .sample import sample_responses
 
@@ -124,29 +124,6 @@ def dev_rewards(model, tokenizer, rows, beta):
     margins = beta * ((scores["default", "chosen"] - scores["ref", "chosen"]) - (scores["default", "rejected"] - scores["ref", "rejected"]))
     return [{"scenario_id": row["scenario_id"], "margin": float(margin), "chosen_words": len(row["chosen"].split()),
              "rejected_words": len(row["rejected"].split())} for row, margin in zip(rows, margins)]
-
-
-def response_logp(model, tokenizer, prompts, responses, batch_size=8, bf16=True):
-    """Return the log-likelihood (nats) of each response after its prompt, its end included, as an array.
-
-    With `bf16` matrices are multiplied in bfloat16 where the machine does that fast, otherwise in the model's own precision.
-    """
-    import torch
-
-    result, order = np.zeros(len(prompts)), sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
-    for start in range(0, len(prompts), batch_size):
-        chosen = order[start:start + batch_size]
-        lengths = [len(ids) for ids in tokenizer([prompts[i] for i in chosen])["input_ids"]]
-        batch = tokenizer([prompts[i] + responses[i] + tokenizer.eos_token for i in chosen], return_tensors="pt", padding=True,
-                          padding_side="right", pad_to_multiple_of=PAD_TO).to(model.device)
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and has_bf16()):
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
-        targets, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].clone()
-        for row, length in enumerate(lengths):
-            mask[row, :length - 1] = 0
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        result[chosen] = -(losses * mask).sum(1).cpu().numpy()
-    return result
 
 
 # ---- answers before and after --------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import numpy as np
 
 from .data import prompts_of_test
 from .files import UserError
-from .model import ALLAM_7B, count_parameters, identity_of, load_base, load_model, load_tokenizer, load_tuned
-from .preference import outcomes, response_logp
+from .model import ALLAM_7B, count_parameters, identity_of, load_base, load_model, load_tokenizer, load_tuned, response_logp
+from .preference import outcomes
 from .sample import sample_responses
 
 EXPERIMENT = "token"

@@ -5,7 +5,7 @@ import shutil
 from .data import ask, load_split
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
 from .hardware import PAD_TO, has_bf16
-from .model import identity_of, load_base, load_tokenizer, lora_config
+from .model import identity_of, load_base, load_tokenizer, lora_config, response_logp
 from .pretrain import in_batch, last_checkpoint, replace_folder
 
 SETTINGS = ("base_model", "base_revision", "quantization", "dtype", "instruction_kind_train", "tag_train", "lora_r", "lora_alpha",
@@ -46,7 +46,7 @@ def train_adapter(knobs, run, experiment, seed):
         "best_checkpoint": trainer.state.best_model_checkpoint and trainer.state.best_model_checkpoint.rsplit("/", 1)[-1],
         "train": [{"step": row["step"], "epoch": row["epoch"], "loss": row["loss"]} for row in log if "loss" in row],
         "dev": [{"step": row["step"], "epoch": row["epoch"], "loss": row["eval_loss"]} for row in log if "eval_loss" in row],
-        "dev_response_loss": response_loss(trainer.model, tokenizer, rows_of(knobs, run, "dev"), knobs.max_length),
+        "dev_response_loss": response_loss(trainer.model, tokenizer, rows_of(knobs, run, "dev")),
         "peak_gpu_memory": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     }
     finished = work / "finished"
@@ -104,24 +104,8 @@ def make_trainer(model, tokenizer, train_rows, dev_rows, knobs, seed, work, peft
     return trainer
 
 
-def response_loss(model, tokenizer, rows, max_length, batch_size=32):
+def response_loss(model, tokenizer, rows):
     """Return the mean negative log-likelihood (nats) per response token: comparable with and without a tag (item 16)."""
-    import torch
-
-    nats, tokens = 0.0, 0
-    model.eval()
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start:start + batch_size]
-        prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in chunk]
-        batch = tokenizer([row["prompt"] + row["completion"] + tokenizer.eos_token for row in chunk], return_tensors="pt",
-                          padding=True, truncation=True, max_length=max_length, padding_side="right",
-                          pad_to_multiple_of=PAD_TO).to(model.device)
-        with torch.no_grad():
-            logits = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, :-1].float()
-        targets, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].clone()
-        for row, length in enumerate(prompts):
-            mask[row, :length - 1] = 0
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        nats += float((losses * mask).sum())
-        tokens += int(mask.sum())
-    return nats / tokens
+    responses = [row["completion"] for row in rows]
+    nats = -response_logp(model.eval(), tokenizer, [row["prompt"] for row in rows], responses).sum()
+    return float(nats / sum(len(ids) + 1 for ids in tokenizer(responses, add_special_tokens=False)["input_ids"]))

@@ -13,8 +13,7 @@ from .data import DIALECTS, ask, curate, load_pool, load_split
 from .english import continue_training, documents, load_english, mixture, untie
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
 from .hardware import has_bf16
-from .model import count_parameters, identity_of, load_base, load_tokenizer
-from .preference import response_logp
+from .model import count_parameters, identity_of, load_base, load_tokenizer, response_logp
 from .pretrain import replace_folder
 from .sft import make_trainer
 from .vocabulary import expand_model, expand_tokenizer, learn_additions
