@@ -97,7 +97,7 @@ def build_results(folder, flip=False):
         sign = -1 if flip else 1
         sign *= -1 if test.get("expect") == "lower" else 1
         leaf = {"figure": {"here": "x", "verdict": "exact"} if test.get("equals") == "exact" else test.get("equals"), "level": {"faithful": 1.0, "low": 0.5, "high": 1.5},
-                "difference": {**TEST, "difference": 0.1 * sign} if test.get("expect") != "same" else {**TEST, "low": float(flip), "high": float(flip)},
+                "difference": {**TEST, "difference": 0.1 * sign} if test.get("expect") != "same" else {**TEST, "low": 100.0 * flip, "high": 100.0 * flip},
                 "bound": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 9} if ("at_most" in test) != flip else {"value": 1.0, "low": 1.0, "high": 1.0, "n": 9}}[test["by"]]
         put(results.setdefault(chapter, {}), test["at"], leaf)
     for chapter, result in results.items():
