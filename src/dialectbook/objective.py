@@ -12,14 +12,12 @@ import numpy as np
 from .data import DIALECTS, INVISIBLE, clean_text, format_prompt, load_split
 from .dedup import highest_rouge_l, words_of
 from .files import UserError
-from .findings import finding
 from .judge import load_dialect_judge, load_region_judge
 from .metrics import chrf_plus_plus
 from .model import identity_of, load_base, load_tokenizer, load_tuned
 from .sample import sample_responses
 from .self_instruct import TASKS, Loop, Pools, collect, dialect_judge, load_seeds, pool_words, recorded_teacher
-from .show import COLOURS, MARKERS, NAMES, interval, new_figure, percent, save_figure
-from .stats import bootstrap_mean, wilson
+from .stats import wilson
 
 EXPERIMENTS = ("base", "no_token", "token")
 COMPARED = (("base", "token"), ("no_token", "token"))
@@ -144,18 +142,22 @@ def nearest_training(knobs, run, items):
     return highest_rouge_l([pool_words(item) for item in items], known)
 
 
-def held_out_items(knobs, run):
-    """Return the items, equally many of each task and dialect: written seeds, then kept items of chapter 02's recorded answers.
+def recorded_loops(knobs, run):
+    """Return prompt -> the loop of chapter 02 after all recorded answers to it."""
+    judge, loops = dialect_judge(load_region_judge(knobs, run), load_dialect_judge(run)), {}
+    for prompt in ("own", "one"):
+        loops[prompt] = Loop(load_seeds(), judge, knobs, prompt)
+        collect(loops[prompt], *recorded_teacher(prompt))
+    return loops
+
+
+def held_out_items(knobs, run, loops):
+    """Return the items, equally many of each task and dialect: written seeds, then what the loops (`recorded_loops`) kept.
 
     `objective_items` of each, or as many as every one has (0). An item is left out when it repeats a training instruction or an
     earlier item (ROUGE-L), or when its task has classes and its instruction does not offer the right one.
     """
-    seeds = load_seeds()
-    judge, found = dialect_judge(load_region_judge(knobs, run), load_dialect_judge(run)), list(seeds)
-    for prompt in ("own", "one"):
-        loop = Loop(seeds, judge, knobs, prompt)
-        collect(loop, *recorded_teacher(prompt))
-        found += [{**item, "id": f"{prompt}-{item['id']}"} for item in loop.kept]
+    found = load_seeds() + [{**item, "id": f"{prompt}-{item['id']}"} for prompt, loop in loops.items() for item in loop.kept]
     near, pools = nearest_training(knobs, run, found), Pools([], knobs.rouge_l_threshold)
     cells = {(task, dialect): [] for task in TASKS for dialect in DIALECTS}
     for item, rouge in zip(found, near):
@@ -165,9 +167,27 @@ def held_out_items(knobs, run):
             cells[item["task"], item["dialect"]].append({key: item[key] for key in ("id", "task", "dialect")} | texts)
     most = min(map(len, cells.values()))
     if knobs.objective_items == 1 or knobs.objective_items > most:
-        raise UserError(f"objective_items = {knobs.objective_items} is not allowed: each task and dialect has {most} items; write a number "
-                        f"from 2 to {most}, or 0 for all of these.")
+        raise UserError(f"objective_items = {knobs.objective_items} is not allowed: each task and dialect has {most} items; "
+                        f"write a number from 2 to {most}, or 0 for all of these.")
     return [item for some in cells.values() for item in some[:knobs.objective_items or most]]
+
+
+def second_answers(loops):
+    """Return pairs of answers to one free question: that of an item left out since it repeats another, and that of the other.
+
+    Both are of one task and dialect, and their questions are the same up to the pool's threshold: now and then a word that
+    matters differs. They are as near to a second reference as the data comes.
+    """
+    pairs = []
+    for loop in loops.values():
+        known = {item["id"]: item for item in [*loop.seeds, *loop.kept]}
+        for item in loop.candidates:
+            near = known[item["near"]] if item["reason"] == "repeats the pool" else None
+            if near and item["task"] not in CLASSED and (item["task"], item["dialect"]) == (near["task"], near["dialect"]):
+                first, second = (clean_text(one["output"], loop.knobs.keep_diacritics) for one in (near, item))
+                pairs.append({"label": "two answers to one question", "first": first, "second": second,
+                              "question": question_of(near), "asked again": question_of(item)})
+    return pairs
 
 
 def other_answers(items):
@@ -183,8 +203,8 @@ def other_answers(items):
 
 def rows_of(items, tag):
     """Return the items as rows of `sample.sample_responses`: one prompt each, with the experiment's tag, and the reference."""
-    return [{"scenario_id": item["id"], "dialect": item["dialect"], "task": item["task"], "instruction_kind": "dialect", "topic": "",
-             "length": "", "names_dialect": bool(re.search("حجاز|نجد", item["instruction"])),
+    return [{"scenario_id": item["id"], "dialect": item["dialect"], "task": item["task"], "instruction_kind": "dialect",
+             "topic": "", "length": "", "names_dialect": bool(re.search("حجاز|نجد", item["instruction"])),
              "prompt": format_prompt(question_of(item), item["dialect"], tag), "response": item["output"]} for item in items]
 
 
@@ -208,89 +228,3 @@ def run_all(knobs_of, run, items, metrics):
         scores = [{metric: score(t, references) for metric, score in metrics.items()} | class_scores(t, items) for t in some]
         results[name] = {"texts": some, **{metric: np.array([one[metric] for one in scores]) for metric in scores[0]}}
     return results
-
-
-# ---- tables and figure -----------------------------------------------------------------------------------------------
-
-def estimate(metric, values, resamples):
-    """Return {"value", "low", "high", "n"} of an array (seeds, items), n being answers.
-
-    Shares have Wilson's interval, counted as if every item had been answered once (cautious, and no point when all are 0); the
-    others a bootstrap over items.
-    """
-    if metric in SHARES:
-        share, low, high = wilson(values.mean() * values.shape[1], values.shape[1])
-    else:
-        share, low, high = bootstrap_mean(values.ravel(), np.tile(np.arange(values.shape[1]), len(values)), resamples)
-    return {"value": float(share), "low": low, "high": high, "n": values.size}
-
-
-def measures(results, items, resamples):
-    """Return one row per task (and "all") and model: task, model, items, answers, and each metric with its 95 % interval.
-
-    Shares of classes are there for the tasks that have them.
-    """
-    rows = []
-    for task in (*TASKS, "all"):
-        mine = np.array([task in ("all", item["task"]) for item in items])
-        for name, scores in results.items():
-            found = {metric: estimate(metric, scores[metric][:, mine], resamples)
-                     for metric in (*METRICS, *(CLASS_SHARES if task in CLASSED else ()))}
-            rows.append({"task": task, "model": name, "items": int(mine.sum()), "answers": found["token F1"]["n"], **found})
-    return rows
-
-
-def paraphrase_measures(pairs, metrics, resamples):
-    """Return per label (same, other) each metric between the two wordings of labelled pairs (`diversity.load_paraphrases`)."""
-    rows = []
-    for label in ("same", "other"):
-        first, second = zip(*((pair["first"], pair["second"]) for pair in pairs if pair["label"] == label))
-        scores = {metric: estimate(metric, score(second, first)[None], resamples) for metric, score in metrics.items()}
-        rows.append({"label": label, "pairs": len(first), **scores})
-    return rows
-
-
-def shown(rows):
-    """Return rows of measures for readers: shares in percent, the names of models, every value with its interval."""
-    digits = {"token F1": 2, "chrF++": 1, "BERTScore": 3}
-
-    def text(name, value):
-        return NAMES.get(value, value) if not isinstance(value, dict) else percent(value) if name in SHARES else interval(value, digits[name])
-
-    return [{name: text(name, value) for name, value in row.items()} for row in rows]
-
-
-def findings(results, items, seeds, resamples):
-    """Return the chapter's tests: base against Token and No-Token against Token, by each metric, over all tasks and in each."""
-    tests = []
-    for first, second in COMPARED:
-        for metric in METRICS:
-            for task in ("all", *TASKS):
-                mine = [task in ("all", item["task"]) for item in items]
-                groups = np.tile([item["id"] for item, yes in zip(items, mine) if yes], len(seeds))
-                before, after = (results[name][metric][:, mine].ravel() for name in (first, second))
-                name = f"{first}_{second}_{metric.lower().replace('++', '').replace(' ', '_')}_{task}"
-                what = f"{metric}, {'all tasks' if task == 'all' else task}: {NAMES[first]}, {NAMES[second]}"
-                tests.append(finding(name, what, before, after, groups, np.repeat(seeds, sum(mine)), resamples, "higher"))
-    return tests
-
-
-def draw_measures(run, rows):
-    """Draw each metric per task and model with its 95 % interval; grey crosses are FLOOR."""
-    figure, axes = new_figure(width=10, height=4, columns=4)
-    models, tasks = list(dict.fromkeys(row["model"] for row in rows)), list(dict.fromkeys(row["task"] for row in rows))
-    for axis, metric in zip(axes, METRICS):
-        for place, model in enumerate(models):
-            found = [row[metric] for row in rows if row["model"] == model]
-            errors = [[one["value"] - one["low"] for one in found], [one["high"] - one["value"] for one in found]]
-            axis.errorbar([one["value"] for one in found], np.arange(len(tasks)) + 0.18 * (place - 1.5), xerr=errors,
-                          linestyle="none", marker=MARKERS.get(model, "x"), color=COLOURS.get(model, "#999999"), 
-                          label=NAMES.get(model, model), capsize=2, markersize=4)
-        axis.set(xlabel=f"{metric} ({METRICS[metric]})", yticks=range(len(tasks)))
-        axis.set_yticklabels(tasks if metric == "exact match" else [])
-        axis.invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models))
-    save_figure(figure, run, "objective_metrics", [
-        {"task": row["task"], "model": row["model"],
-         **{f"{metric} {key}": value for metric in METRICS for key, value in row[metric].items()}}
-        for row in rows])

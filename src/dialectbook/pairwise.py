@@ -36,7 +36,7 @@ Which answer is better? First whether it does what is asked, correctly and to th
 Arabic, unless the request wants another language. Reply with one character and nothing else: A, B, or T for a tie."""
 LETTER = re.compile(r"[\W_]*(?:(?:answer|verdict|better)[\W_]+)?(A|B|T|tie)[\W_]*", re.IGNORECASE)
 SWAPPED = {"A": "B", "B": "A", "T": "T"}
-OUTCOMES = {"A": "first", "B": "second", "T": "tie"}  # when both orders agree; else "not agreed" or "malformed"
+OUTCOMES = {"A": "first better", "B": "second better", "T": "tie"}  # when both orders agree; else "not agreed" or "malformed"
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def read_letter(text):
 
 
 def agreed_verdict(forward, swapped):
-    """Return what the letters of both orders say of a pair: first, second, tie, "not agreed" or "malformed"."""
+    """Return what the letters of both orders say of a pair: one of OUTCOMES, "not agreed" or "malformed"."""
     if not forward or not swapped:
         return "malformed"
     return OUTCOMES[forward] if forward == SWAPPED[swapped] else "not agreed"
@@ -93,11 +93,11 @@ def agreed_verdict(forward, swapped):
 def judge_pairs(knobs, run, pairs, environ=os.environ):
     """Return (pairs with their letters and verdict, usage): each pair asked in both orders, at temperature 0.
 
-    Every answer is on disk before it counts, by server, model and prompt: a run that stops goes on, and a finished one asks
+    Every answer is on disk before it counts, by model and prompt: a run that stops goes on, and a finished one asks
     nothing. Retries, time-out, rate, concurrency and longest answer are the teacher's knobs.
     """
     judge = api_teacher(knobs.model_copy(update={"teacher_temperature": 0.0}), environ, "JUDGE")
-    log = AnswerLog(run.root / "objective" / "llm_judge" / fingerprint([environ["JUDGE_BASE_URL"], environ["JUDGE_MODEL"]]))
+    log = AnswerLog(run.root / "objective" / "llm_judge" / fingerprint(environ["JUDGE_MODEL"]))
     asked = [requests_of(pair) for pair in pairs]
     requests = list({request["number"]: request for both in asked for request in both}.values())
     size, new = knobs.instruct_concurrency, 0
@@ -126,12 +126,12 @@ def verdict_counts(judged):
         found = Counter(pair["verdict"] for pair in judged if pair["models"] == models)
         rows.append({"first": models[0], "second": models[1], "pairs": sum(found.values()),
                      **{verdict: found[verdict] for verdict in (*OUTCOMES.values(), "not agreed", "malformed")},
-                     "second wins": share(found["second"], found["first"] + found["second"])})
+                     "second wins": share(found["second better"], found["first better"] + found["second better"])})
     return rows
 
 
 def position_bias(judged):
-    """Return how a judge leans to a place: the share of A among its letters A and B (0.5: not at all), pairs whose letter stayed."""
+    """Return how a judge leans to a place: the share of A among its letters A and B (0.5: not at all), letters that stayed."""
     letters = Counter(letter for pair in judged for letter in pair["letters"])
     stayed = Counter(pair["letters"][0] for pair in judged if pair["letters"][0] == pair["letters"][1])
     return {"share of A": share(letters["A"], letters["A"] + letters["B"]), "pairs": len(judged),
@@ -148,10 +148,10 @@ def agreement(judged):
 
     rows = []
     for models in dict.fromkeys(pair["models"] for pair in judged):
-        decided = [pair for pair in judged if pair["models"] == models and pair["verdict"] in ("first", "second")]
+        decided = [pair for pair in judged if pair["models"] == models and pair["verdict"] in ("first better", "second better")]
         for metric in METRICS:
-            both = [(pair["verdict"], "second" if pair["scores"][metric][1] > pair["scores"][metric][0] else "first")
-                    for pair in decided if pair["scores"][metric][1] != pair["scores"][metric][0]]
+            both = [(pair["verdict"], "second better" if after > before else "first better")
+                    for pair in decided for before, after in [pair["scores"][metric]] if after != before]
             known = len({side for pair in both for side in pair}) > 1
             rows.append({"first": models[0], "second": models[1], "metric": metric, "decided pairs": len(decided),
                          "metric ties": len(decided) - len(both), "agree": share(sum(j == m for j, m in both), len(both)),

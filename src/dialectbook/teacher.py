@@ -39,7 +39,8 @@ def api_teacher(knobs, environ=os.environ, prefix="TEACHER"):
         import openai
     except ImportError:
         raise UserError(f"a {who} behind a server needs the package openai: pip install 'dialectbook[teacher]'.") from None
-    client = openai.OpenAI(base_url=environ[url], api_key=environ.get(key) or "none", max_retries=knobs.teacher_retries, timeout=knobs.teacher_timeout)
+    client = openai.OpenAI(base_url=environ[url], api_key=environ.get(key) or "none",
+                           max_retries=knobs.teacher_retries, timeout=knobs.teacher_timeout)
     lock, due = threading.Lock(), [0.0]
 
     def ask(request):
