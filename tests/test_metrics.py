@@ -181,7 +181,10 @@ def encoder(tmp_path_factory):
 
 
 def test_bertscore_equals_the_literal_formulation(encoder):
-    """Greedy matching of token states by cosine, one pair at a time in double precision, to nine digits."""
+    """Greedy matching of token states by cosine, one pair at a time in double precision, to nine digits.
+
+    The marks at both ends can be matched but do not count, as with BERT: the first once counted as a word found in every text.
+    """
     import torch
 
     scorer = BertScorer(str(encoder), 2, "twin")
@@ -194,6 +197,7 @@ def test_bertscore_equals_the_literal_formulation(encoder):
         return hidden / hidden.norm(dim=-1, keepdim=True)
 
     def mean(values):
+        values = values[1:-1]
         return float((values * (torch.ones(len(values)) / len(values))).sum())  # bert-score keeps the weights 1/n in single precision
 
     expected = []
@@ -210,6 +214,14 @@ def test_bertscore_of_an_empty_answer_is_zero(encoder):
     """bert-score encodes an empty text by a method that a Llama tokenizer has not: one empty answer stopped chapter 08."""
     scores = BertScorer(str(encoder), 2, "twin")([REFERENCES[0], "", " ", PREDICTIONS[1]], REFERENCES[:4])
     assert scores[0] == pytest.approx(1, abs=1e-4) and list(scores[1:3]) == [0, 0] and 0 < scores[3] < 1
+
+
+def test_bertscore_of_one_token(encoder):
+    """bert-score takes two tokens for nothing, [CLS] and [SEP]: a class of one token after a decoder's <s> scored 0 against itself."""
+    scorer = BertScorer(str(encoder), 2, "twin")
+    assert len(scorer.scorer._tokenizer("a", add_special_tokens=False)["input_ids"]) == 1
+    scores = scorer(["a", REFERENCES[0]], ["a", "a"])
+    assert scores[0] == pytest.approx(1, abs=1e-4) and scores[1] < 0.99
 
 
 def test_rescaled_bertscore_has_its_own_baseline(encoder):

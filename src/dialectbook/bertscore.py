@@ -16,6 +16,8 @@ class BertScorer:
         from bert_score import BERTScorer
 
         self.scorer = BERTScorer(model_type=path, num_layers=layer, idf=False, rescale_with_baseline=False, batch_size=64)
+        if self.scorer._tokenizer.sep_token is None:
+            _mark_both_ends(self.scorer._tokenizer)
         self.signature = self.scorer.hash.replace(str(path), name or str(path))  # bert-score's hash string, without a local folder
         self.baseline = None
         self.known = {}  # (prediction, reference) -> F1: several metrics ask for the same pairs
@@ -47,3 +49,17 @@ class BertScorer:
     def rescale(self, value):
         """Return a raw F1 on the scale on which unrelated texts have 0 and equal ones 1."""
         return (value - self.baseline) / (1 - self.baseline)
+
+
+def _mark_both_ends(tokenizer):
+    """Make a decoder's tokenizer put its marks at both ends of a text, as BERT's does, and name them so that they do not count.
+
+    bert-score leaves out the tokens cls and sep and takes a text of two tokens for empty: the mark at the beginning, which is
+    the same in every text, would count as a word found, and a text of one token would score 0.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A {eos}", special_tokens=[
+        (bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)])
+    tokenizer.cls_token, tokenizer.sep_token = bos, eos

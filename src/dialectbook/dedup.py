@@ -21,6 +21,11 @@ def rouge_l(first, second):
     return Indel.normalized_similarity(first, second) if first and second else 0.0
 
 
+def highest_rouge_l(lists, others):
+    """Return per word list its highest ROUGE-L F1 with any of the other lists, 0 to 1, as an array."""
+    return process.cdist(lists, others, scorer=Indel.normalized_similarity, dtype=float).max(axis=1)
+
+
 def rouge_l_filter(texts, threshold=0.7):
     """Return the indices of the texts kept, in order: a text goes when an earlier kept one has ROUGE-L >= threshold.
 

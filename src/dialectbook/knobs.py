@@ -159,6 +159,10 @@ class Knobs(BaseModel):
     bertscore_layer: int = Field(ge=1, le=100)
     self_bleu_references: int = Field(ge=1, description="other outputs that each output is compared with (corrected)")
     resamples: int = Field(ge=100, description="bootstrap resamples")
+    # objective metrics (chapter 15)
+    objective_items: int = Field(ge=0, description="items of each task and dialect; 0: as many as every one of them has")
+    llm_judge: bool = Field(description="ask an LLM judge, behind JUDGE_BASE_URL and JUDGE_MODEL, which of two answers is better")
+    llm_judge_items: int = Field(ge=0, description="items of each task and dialect whose answers it compares; 0: all")
 
 
 def read_yaml(path):

@@ -6,7 +6,6 @@ teacher writes is data: it is cleaned and filtered, never executed.
 
 import random
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 from .data import DIACRITICS, DIALECTS, clean_text
 from .dedup import GreedyPool, words_of
@@ -14,7 +13,7 @@ from .files import read_jsonl, write_jsonl
 from .judge import is_arabic, judged_dialect
 from .knobs import read_yaml
 from .paths import DATA
-from .teacher import AnswerLog
+from .teacher import AnswerLog, ask_missing
 
 FOLDER = DATA / "self_instruct"
 TASKS = ("generation", "qa", "translation", "reasoning", "ethics", "classification", "sentiment")
@@ -229,9 +228,7 @@ def collect(loop, teacher, plan, folder=None):
             usage["stopped"] = f"the budget of {knobs.instruct_budget_usd} USD would be passed after {usage['requests']} of {len(plan)} requests"
             break
         batch = [loop.request(start + i, *one) for i, one in enumerate(plan[start:start + knobs.instruct_concurrency])]
-        missing = [request for request in batch if not log.holds(request)]
-        with ThreadPoolExecutor(knobs.instruct_concurrency) as workers:
-            list(workers.map(lambda request: log.add(request, teacher(request)), missing))
+        asked = ask_missing(teacher, log, batch, knobs.instruct_concurrency)
         before = usage["usd"]
         for request in batch:
             answer = log.answers[request["number"]]
@@ -239,7 +236,7 @@ def collect(loop, teacher, plan, folder=None):
             for key in ("prompt_tokens", "completion_tokens"):
                 usage[key] += answer[key]
             usage["usd"] += (answer["prompt_tokens"] * knobs.teacher_usd_in + answer["completion_tokens"] * knobs.teacher_usd_out) / 1e6
-        usage["requests"], usage["asked"] = usage["requests"] + len(batch), usage["asked"] + len(missing)
+        usage["requests"], usage["asked"] = usage["requests"] + len(batch), usage["asked"] + asked
         dearest = max(dearest, usage["usd"] - before)
     if folder:
         write_jsonl(folder / "candidates.jsonl", loop.candidates)

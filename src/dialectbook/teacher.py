@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .files import UserError, read_jsonl, write_text
@@ -24,20 +25,21 @@ from .files import UserError, read_jsonl, write_text
 TEMPLATE = "{{ bos_token }}{% for m in messages %}### Instruction:\n{{ m.content }}\n\n### Response:\n{% endfor %}"  # the prompt of `data.format_prompt`
 
 
-def api_teacher(knobs, environ=os.environ):
+def api_teacher(knobs, environ=os.environ, prefix="TEACHER"):
     """Return a teacher behind any OpenAI-compatible server: TEACHER_BASE_URL, TEACHER_MODEL and TEACHER_API_KEY name it.
 
     The client of `openai` repeats what fails for a moment (429, 5xx, time-outs), with back-off, as often as knobs.teacher_retries.
+    With another `prefix` other variables name it: JUDGE for the LLM judge of chapter 15.
     """
-    missing = [name for name in ("TEACHER_BASE_URL", "TEACHER_MODEL") if not environ.get(name)]
+    url, model, key, who = f"{prefix}_BASE_URL", f"{prefix}_MODEL", f"{prefix}_API_KEY", prefix.lower()
+    missing = [name for name in (url, model) if not environ.get(name)]
     if missing:
-        raise UserError(f"{missing[0]} is not set; a teacher needs TEACHER_BASE_URL and TEACHER_MODEL, and TEACHER_API_KEY if its server asks for one.")
+        raise UserError(f"{missing[0]} is not set; a {who} needs {url} and {model}, and {key} if its server asks for one.")
     try:
         import openai
     except ImportError:
-        raise UserError("a teacher behind a server needs the package openai: pip install 'dialectbook[teacher]'.") from None
-    model = environ["TEACHER_MODEL"]
-    client = openai.OpenAI(base_url=environ["TEACHER_BASE_URL"], api_key=environ.get("TEACHER_API_KEY") or "none",
+        raise UserError(f"a {who} behind a server needs the package openai: pip install 'dialectbook[teacher]'.") from None
+    client = openai.OpenAI(base_url=environ[url], api_key=environ.get(key) or "none",
                            max_retries=knobs.teacher_retries, timeout=knobs.teacher_timeout)
     lock, due = threading.Lock(), [0.0]
 
@@ -47,12 +49,12 @@ def api_teacher(knobs, environ=os.environ):
             wait = due[0] - 60 / knobs.teacher_requests_per_minute - time.monotonic()
         time.sleep(max(0.0, wait))
         try:
-            reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": request["prompt"]}],
+            reply = client.chat.completions.create(model=environ[model], messages=[{"role": "user", "content": request["prompt"]}],
                                                    temperature=knobs.teacher_temperature, max_tokens=knobs.teacher_max_tokens)
         except openai.APIStatusError as error:  # never its text: a server may repeat the key in it
-            raise UserError(f"the teacher answered with status {error.status_code}; everything answered so far is kept, run again to go on.") from None
+            raise UserError(f"the {who} answered with status {error.status_code}; everything answered so far is kept, run again to go on.") from None
         except openai.APIConnectionError:
-            raise UserError(f"the teacher at TEACHER_BASE_URL did not answer after {1 + knobs.teacher_retries} tries; everything answered so far "
+            raise UserError(f"the {who} at {url} did not answer after {1 + knobs.teacher_retries} tries; everything answered so far "
                             "is kept, run again to go on.") from None
         except ValueError:  # a body that is no JSON
             reply = None
@@ -95,6 +97,14 @@ class AnswerLog:
                     file.flush()
                     os.fsync(file.fileno())
             self.answers[request["number"]] = row
+
+
+def ask_missing(teacher, log, requests, at_once):
+    """Ask those of the requests that the log does not hold, `at_once` under way at a time; return how many were asked."""
+    missing = [request for request in requests if not log.holds(request)]
+    with ThreadPoolExecutor(at_once) as workers:
+        list(workers.map(lambda request: log.add(request, teacher(request)), missing))
+    return len(missing)
 
 
 def _hash(text):
