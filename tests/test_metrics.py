@@ -381,3 +381,15 @@ def test_failures_by_rule():
         assert [rule for rule in RULES if found[rule][number]] == ([expected] if expected else [])
     tagged = {**rows[0], "prediction": "<DIALECT=NAJDI> زينة"}
     assert failures([tagged, {**rows[0], "prediction": "كلمة " * 30}], ["NAJDI"] * 2) == {**dict.fromkeys(RULES, [False, False]), "echo": [True, False], "repetition loop": [False, True], "over-long": [False, True]}
+
+
+def test_kept_baseline_is_read_until_its_texts_change(encoder, tmp_path, monkeypatch):
+    """Thirty-six experiments computed the same baseline; one that is kept must still follow its texts."""
+    texts, keep = [f"كلمة {i} في {i % 7}" for i in range(30)], tmp_path / "baseline.json"
+    first = BertScorer(str(encoder), 2)
+    value = first.set_baseline(texts, pairs=20, keep=keep)
+    again = BertScorer(str(encoder), 2)
+    monkeypatch.setattr(BertScorer, "__call__", lambda *_: pytest.fail("computed again"))
+    assert again.set_baseline(texts, pairs=20, keep=keep) == again.baseline == value and again.signature_rescaled == first.signature_rescaled
+    monkeypatch.undo()
+    assert again.set_baseline(texts[:20], pairs=20, keep=keep) != value

@@ -54,6 +54,7 @@ def execute(notebook, output, result, given):
 
 
 def main():
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build a grammar for addresses, half of papermill's start, that no notebook needs
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebook")
     parser.add_argument("output")
