@@ -1,13 +1,17 @@
 """Two stages and replay: nothing held out is read, budgets are what they say, adapters with full matrices survive merging, lm-eval counts right."""
 
 import json
+from pathlib import Path
 
+import lm_eval
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
 from dialectbook import model as models
+from dialectbook import retention as retention_module
 from dialectbook import stages
 from dialectbook.data import DIALECTS, REGIONS, curate, load_pool, load_split, split_scenarios, to_pairs
 from dialectbook.files import UserError, mark_finished, read_jsonl, write_jsonl
@@ -16,7 +20,7 @@ from dialectbook.knobs import load_knobs
 from dialectbook.model import build_twin, load_base, load_tokenizer, response_logp, train_tokenizer
 from dialectbook.paths import Run
 from dialectbook.recipes import bits_rows, evaluated, front, mean_bits, of_base, scale_of
-from dialectbook.retention import LOCAL, english_items, retention, write_tasks
+from dialectbook.retention import LOCAL, TASKS, english_items, retention, write_tasks
 from dialectbook.stages import base_knobs, blend, count_tokens, load_adapter, new_adapter, optimizer_of, stage_data, train_recipe
 
 
@@ -52,11 +56,11 @@ def test_nothing_held_out_is_read(smoke):
     knobs, run, splits = smoke
     data = stage_data(knobs, run)
     test = data.pop("held_out")
-    read = {row.get("text", "").split("\n")[-1] or row["completion"] for rows in data.values() for row in rows}
+    read = "\n".join(row.get("text") or row["completion"] for rows in data.values() for row in rows)
     assert all(rows for rows in data.values()) and set(test) == {*DIALECTS, "English"}
     held = {s["id"] for name in ("dev", "test") for s in splits[name]}
     assert {row["scenario_id"] for rows in test.values() for row in rows} <= {s["id"] for s in splits["test"]}
-    assert not read & {s[version]["response"] for name in ("dev", "test") for s in splits[name] for version in ("msa", "hijazi", "najdi", "english") if version in s}
+    assert not any(s[version]["response"] in read for name in ("dev", "test") for s in splits[name] for version in ("msa", "hijazi", "najdi", "english") if version in s)
     asked = {item["scenario_id"] for name in LOCAL for item in read_jsonl(write_tasks(knobs, run) / f"{name}.jsonl")}
     assert asked and asked <= held
 
@@ -66,7 +70,8 @@ def test_stages_share_no_scenario_and_the_base_has_read_no_dialect(smoke):
     knobs, run, splits = smoke
     data = stage_data(knobs, run)
     first, second = {row["text"].split("\n")[-1] for row in data["texts"]}, {row["completion"] for row in data["pairs"]}
-    assert not first & second and {row["completion"] for row in data["text_pairs"]} == first
+    assert not first & second
+    assert all(row["text"].endswith("\n" + row["completion"]) and row["text"].split("\n")[0] in row["prompt"] for row in data["texts"])
     assert len(data["texts"]) + len(data["pairs"]) == len(load_split(run, "train"))
     tokenizer, read = load_tokenizer(knobs, run), []
     with pytest.MonkeyPatch.context() as patch:
@@ -208,9 +213,44 @@ def test_harness_counts_as_its_formula_says(smoke, monkeypatch):
             logp = response_logp(model, tokenizer, [item["question"]] * 4, [space + choice for choice in item["choices"]])
             right.append(float(np.argmax(logp) == item["label"]))
         tokenizer.eos_token = eos
-        assert scores[task] == right
+        assert scores[task] == [{"right": one, "group": item["scenario_id"]} for one, item in zip(right, items)]
     with pytest.raises(UserError, match="retention_tasks has 'mmlu_pro'; choose from"):
         retention(model, tokenizer, ["mmlu_pro"], folder)
+
+
+def test_public_tasks_are_the_harness_own():
+    """GPU profiles ask lm-eval's tasks by the same call: each must exist there with the accuracy that is read."""
+    manager = TaskManager()
+    for task in set(TASKS) - set(LOCAL):
+        assert task in manager.all_tasks, task
+    for path in ("arc/arc_easy.yaml", "hellaswag/hellaswag.yaml", "mmlu/default/_default_template_yaml"):  # arc_challenge includes arc_easy
+        text = (Path(lm_eval.__file__).parent / "tasks" / path).read_text()
+        assert "metric: acc\n" in text and "multiple_choice" in text
+
+
+def test_a_group_of_tasks_is_read_as_one(smoke, tmp_path):
+    """mmlu is a group: its items come back under the names of 57 parts."""
+    knobs, run, _ = smoke
+    folder = write_tasks(knobs, run)
+    for part in ("order", "cloze"):
+        text = (folder / f"english_{part}.yaml").read_text().replace(f"task: english_{part}", f"task: mmlu_{part}")
+        (tmp_path / f"mmlu_{part}.yaml").write_text(text)
+    (tmp_path / "mmlu.yaml").write_text("group: mmlu\ntask: [mmlu_order, mmlu_cloze]\n")
+    model, tokenizer = load_base(knobs, run).eval(), load_tokenizer(knobs, run)
+    own = retention(model, tokenizer, list(LOCAL), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retention_module, "LOCAL", ("mmlu",))  # read from the folder, not from lm-eval's own files
+        found = retention(model, tokenizer, ["mmlu"], tmp_path)["mmlu"]
+    assert sorted(map(str, found)) == sorted(str(item) for some in own.values() for item in some)
+
+
+@pytest.mark.parametrize("change, fix", [({"replay_shares": [0.1, 0.2]}, "must begin with 0.0"), ({"replay_shares": [0.0, 1.0]}, "stay below 1"),
+                                         ({"stage_lora_r": 7}, "must hold stage_lora_r = 7")])
+def test_wrong_shares_and_ranks_are_told(change, fix):
+    """A share of 1 ended in a division by zero, far from the knob."""
+    with pytest.raises(UserError, match="replay_shares|stage_ranks") as error:
+        load_knobs("tiny", "", change)
+    assert fix in str(error.value)
 
 
 def test_items_are_enough_and_fair():

@@ -236,6 +236,10 @@ def load_knobs(profile, experiment="", overrides=None):
     if knobs.twin_hidden_size % knobs.twin_heads:
         raise UserError(f"{origin['twin_heads']}: twin_heads = {knobs.twin_heads} must divide twin_hidden_size = "
                         f"{knobs.twin_hidden_size}.")
+    if knobs.replay_shares[0] != 0 or knobs.replay_shares != sorted(set(knobs.replay_shares)) or knobs.replay_shares[-1] >= 1:
+        raise UserError(f"{origin['replay_shares']}: replay_shares = {knobs.replay_shares} must begin with 0.0 and grow, and stay below 1.")
+    if knobs.stage_lora_r not in knobs.stage_ranks:
+        raise UserError(f"{origin['stage_ranks']}: stage_ranks = {knobs.stage_ranks} must hold stage_lora_r = {knobs.stage_lora_r}.")
     unknown = [name for name in knobs.experiments if name not in (*experiments(), "all")]
     if unknown:
         raise UserError(f"{origin['experiments']}: experiments names {unknown[0]!r}, which params/experiments.yaml does not have; it has: "

@@ -21,6 +21,7 @@ RECIPES = {"both stages": {}, "stage 2 alone": {"stages": (2,)}, "stage 2 alone,
            "low rank only": {"embeddings": False}, "not rank-stabilised": {"rslora": False}}
 SETS = {"dialects": DIALECTS, "Hijazi": ("HIJAZI",), "Najdi": ("NAJDI",), "English": ("English",)}
 ITEMS = "English items"
+SLUGS = {"English": "english", ITEMS: "items", "dialects": "dialects", "dialect share": "dialect_share", "MSA share": "msa_share", "chrF++": "chrf"}
 QUALITY = {"dialect share": "higher", "MSA share": "lower", "chrF++": "higher"}  # and which way is better
 PAINT = ("#000000", "#0072B2", "#009E73", "#E69F00", "#D55E00")
 
@@ -35,13 +36,14 @@ def budget_row(knobs, data, tokenizer, parameters, trainable, flops):
     """
     from .stages import count_tokens
 
-    ranks, shares = len({*knobs.stage_ranks} - {knobs.stage_lora_r}), len([share for share in knobs.replay_shares if share])
-    first, second = 3 + ranks, len(RECIPES) + ranks + 2 * shares  # stage 1 is shared by recipes that differ in stage 2 only
+    ranks, shares = len(knobs.stage_ranks) - 1, knobs.replay_shares[1:]
+    first, second = 3 + ranks, len(RECIPES) + ranks + 2 * len(shares)  # stage 1 is shared by recipes that differ in stage 2 only
     tokens = [budget or sum(count_tokens(tokenizer, row) for row in rows) for budget, rows in ((knobs.stage1_tokens, data["texts"]), (knobs.stage2_tokens, data["pairs"]))]
-    read = len(knobs.seeds) * (first * tokens[0] + second * tokens[1])
-    width = {"float32": 4}.get(knobs.dtype, 2)
-    return {"trainings": len(knobs.seeds) * (first + second), "tokens in all": read, "parameters": parameters, "trained": trainable,
-            "memory without activations (GiB)": (width * parameters + 16 * trainable) / 2**30, "training (minutes)": read * 6 * parameters / (flops / 3) / 60}
+    read = len(knobs.seeds) * ((first + 1) * tokens[0] + (second + sum(share / (1 - share) for share in shares)) * tokens[1])  # + 1: all texts as pairs
+    width, trainings = {"float32": 4}.get(knobs.dtype, 2), len(knobs.seeds) * (first + second)
+    return {"trainings": trainings, "tokens in all": round(read), "parameters": parameters, "trained": trainable,
+            "memory without activations (GiB)": (width * parameters + 16 * trainable) / 2**30,
+            "adapters on disk (GiB)": trainings * 4 * trainable / 2**30, "training (minutes)": read * 6 * parameters / (flops / 3) / 60}
 
 
 def run_recipes(knobs, run, data, recipes):
@@ -187,10 +189,21 @@ _CODE = [Path(__file__).with_name("retention.py")]
 
 
 def quality(records, name):
-    """Return (values, scenarios, seeds) of a measure of QUALITY over the answers, or of ITEMS over the English items, of all seeds."""
-    per_record = [np.concatenate(list(record["items"].values())) if name == ITEMS else record["answers"][name] for record in records]
-    groups = [np.arange(len(values)) if name == ITEMS else record["answers"]["scenario"] for values, record in zip(per_record, records)]
-    return np.concatenate(per_record), np.concatenate(groups), np.repeat([record["settings"]["seed"] for record in records], len(per_record[0]))
+    """Return (values, groups, seeds) of a measure of QUALITY over the answers, or of ITEMS over the English items, of all seeds.
+
+    Every task of ITEMS weighs the same, however many items it has; "English items: task" is one task alone.
+    """
+    values, groups = [], []
+    for record in records:
+        if name.startswith(ITEMS):
+            tasks = {task: some for task, some in record["items"].items() if name in (ITEMS, f"{ITEMS}: {task}")}
+            whole = sum(map(len, tasks.values())) / len(tasks)
+            values.append(np.array([item["right"] * whole / len(some) for some in tasks.values() for item in some]))
+            groups.append([item["group"] for some in tasks.values() for item in some])
+        else:
+            values.append(record["answers"][name])
+            groups.append(record["answers"]["scenario"])
+    return np.concatenate(values), np.concatenate(groups), np.repeat([record["settings"]["seed"] for record in records], len(values[0]))
 
 
 def mean_quality(records, name, resamples):
@@ -225,19 +238,21 @@ def blend_findings(base, first, blends, resamples):
             tests.append(finding(slug, f"{name}: {what}", scale * quality(one, name)[0], scale * values, groups, seeds, resamples, better))
 
     for (share, equal), records in blends.items():
-        slug = f"{100 * share:.0f}_{equal}"
-        if share:
-            compare(f"replay_english_{slug}", f"no English, {label_of(share, equal)}", none, records, "English", "lower")
-            compare(f"replay_items_{slug}", f"no English, {label_of(share, equal)}", none, records, ITEMS, "higher")
-            compare(f"replay_dialects_{slug}", f"no English, {label_of(share, equal)}", none, records, "dialects", "lower")
-            compare(f"replay_dialect_share_{slug}", f"no English, {label_of(share, equal)}", none, records, "dialect share", "higher")
+        slug, what = f"{100 * share:.0f}_{equal}", f"no English, {label_of(share, equal)}"
+        for name, better in (("English", "lower"), (ITEMS, "higher"), ("dialects", "lower"), ("dialect share", "higher")) if share else ():
+            compare(f"replay_{SLUGS[name]}_{slug}", what, none, records, name, better)
+    shares = sorted({share for share, _ in blends if share})
+    for low, high in zip(shares, shares[1:]):
+        for name in ("English", "dialects"):
+            compare(f"more_{SLUGS[name]}_{100 * high:.0f}", f"{label_of(low, 'total')}, {label_of(high, 'total')}", blends[low, "total"],
+                    blends[high, "total"], name, "lower")
     main = min(blends, key=lambda key: (abs(key[0] - 0.2), key[1] != "dialect"))  # Alif's own share, on top of the dialect tokens
     for slug, what, records in (("after_stage_1", "base, after stage 1", first), ("no_replay", "base, both stages without English", none),
                                 ("replay", f"base, both stages, {label_of(*main)}", blends[main])):
-        compare(f"{slug}_english", what, base, records, "English", "lower")
-        compare(f"{slug}_items", what, base, records, ITEMS, "higher")
-        compare(f"{slug}_dialects", what, base, records, "dialects", "lower")
-        compare(f"{slug}_dialect_share", what, base, records, "dialect share", "higher")
+        for name, better in (("English", "lower"), (ITEMS, "higher"), ("dialects", "lower"), *QUALITY.items()):
+            compare(f"{slug}_{SLUGS[name]}", what, base, records, name, better)
+    for task in base[0]["items"]:
+        compare(f"replay_{task}", f"base, both stages, {label_of(*main)}", base, blends[main], f"{ITEMS}: {task}", "higher")
     return tests
 
 

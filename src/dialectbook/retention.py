@@ -8,9 +8,10 @@ import re
 
 from .data import curate, load_pool, load_split
 from .files import UserError, write_jsonl, write_text
+from .hardware import detect
 
-LOCAL = {"english_order": "acc", "english_cloze": "acc"}  # task -> the accuracy that is read, here and for public tasks
-METRICS = LOCAL | {"arc_challenge": "acc_norm", "hellaswag": "acc_norm", "mmlu": "acc"}
+LOCAL = ("english_order", "english_cloze")
+TASKS = (*LOCAL, "arc_challenge", "hellaswag", "mmlu")
 SENTENCE = re.compile(r"[A-Z][^.!?:;\"“”]+[.!?]")
 WORD = re.compile(r"[A-Za-z]{4,}(?=[.!?]$)")
 
@@ -61,10 +62,11 @@ def write_tasks(knobs, run):
     return folder
 
 
-def retention(model, tokenizer, tasks, folder, batch_size=32, limit=None):
-    """Return task -> list of 0 or 1 per item: lm-eval's own accuracy (METRICS says which), zero-shot.
+def retention(model, tokenizer, tasks, folder, limit=None):
+    """Return task -> [{"right": 0 or 1, "group"}] per item: lm-eval's plain accuracy (acc), zero-shot.
 
-    `folder` holds local task files (`write_tasks`); public tasks are downloaded by lm-eval. `limit` is the most items per public subtask.
+    Items of one scenario are one group. `folder` holds local task files (`write_tasks`); public tasks are downloaded by lm-eval, which asks
+    the first part of each, `limit` of it (None: all).
     """
     import contextlib
     import io
@@ -75,16 +77,17 @@ def retention(model, tokenizer, tasks, folder, batch_size=32, limit=None):
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError("chapter 13 needs the package lm-eval: pip install 'lm-eval[hf]'.") from None
-    unknown = [task for task in tasks if task not in METRICS]
+    unknown = [task for task in tasks if task not in TASKS]
     if unknown:
-        raise UserError(f"retention_tasks has {unknown[0]!r}; choose from {', '.join(METRICS)}.")
+        raise UserError(f"retention_tasks has {unknown[0]!r}; choose from {', '.join(TASKS)}.")
     manager = TaskManager(include_path=str(folder), include_defaults=any(task not in LOCAL for task in tasks))
     with contextlib.redirect_stderr(io.StringIO()):  # a bar per model is enough, and lm-eval draws three
-        found = simple_evaluate(model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), tasks=list(tasks), task_manager=manager,
+        found = simple_evaluate(model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8 if detect().gpu else 32), tasks=list(tasks), task_manager=manager,
                                 limit=limit, bootstrap_iters=0, log_samples=True, random_seed=0, numpy_random_seed=0,
                                 torch_random_seed=0)
     scores = {task: [] for task in tasks}
     for name, samples in found["samples"].items():
         task = next(task for task in tasks if name == task or name.startswith(task + "_"))
-        scores[task] += [float(sample[METRICS[task]]) for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+        scores[task] += [{"right": float(sample["acc"]), "group": sample["doc"].get("scenario_id") or f"{name}-{sample['doc_id']}"}
+                         for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
     return scores

@@ -26,8 +26,8 @@ CODE = [__file__, str(Path(__file__).with_name("english.py")), str(Path(__file__
 # ---- what is read --------------------------------------------------------------------------------------------------
 
 def stage_data(knobs, run):
-    """Return {"texts", "pairs", "text_pairs", "english", "held_out"}: plain dialect texts of one half of the training scenarios, prompts
-    with responses of the other half, the first half as prompts too, English prompts with responses; and what is held out.
+    """Return {"texts", "pairs", "english", "held_out"}: plain dialect texts of one half of the training scenarios, prompts with responses of
+    the other half, English prompts with responses; and what is held out. A text also has its "prompt" and "completion".
 
     "held_out" is of the test split, name -> rows: Hijazi and Najdi answers to `stage_test_scenarios` scenarios (0: all), asked both
     ways, and English ones to all scenarios that have them.
@@ -37,14 +37,13 @@ def stage_data(knobs, run):
     ids = {pair["scenario_id"] for pair in train}
     order = random.Random(knobs.data_seed).sample(sorted(ids), len(ids))
     halves = [[pair for pair in train if pair["scenario_id"] in half] for half in (set(order[:len(order) // 2]), set(order[len(order) // 2:]))]
-    first, second = ([{"prompt": row["prompt"], "completion": row["response"]}
-                      for row in ask(pairs, knobs.instruction_kind_train, "none", seed=knobs.data_seed)] for pairs in halves)
-    read = documents(scenarios, halves[0])
-    return {"texts": [{"text": text} for version in ("hijazi", "najdi") for _, text in read[version]], "pairs": second, "text_pairs": first,
-            "english": english_rows(scenarios, ids), "held_out": {
-                **{dialect: [{"prompt": row["prompt"], "completion": row["response"], "scenario_id": row["scenario_id"]}
-                             for row in test_prompts(knobs, run) if row["dialect"] == dialect] for dialect in DIALECTS},
-                "English": english_rows(scenarios, {pair["scenario_id"] for pair in load_split(run, "test")})}}
+    texts = [{"text": f"{pair['instruction']}\n{pair['response']}", "prompt": pair["prompt"], "completion": pair["response"]}
+             for pair in ask(halves[0], "dialect", "none")]
+    pairs = [{"prompt": pair["prompt"], "completion": pair["response"]} for pair in ask(halves[1], knobs.instruction_kind_train, "none", seed=knobs.data_seed)]
+    return {"texts": texts, "pairs": pairs, "english": english_rows(scenarios, ids), "held_out": {
+        **{dialect: [{"prompt": row["prompt"], "completion": row["response"], "scenario_id": row["scenario_id"]}
+                     for row in test_prompts(knobs, run) if row["dialect"] == dialect] for dialect in DIALECTS},
+        "English": english_rows(scenarios, {pair["scenario_id"] for pair in load_split(run, "test")})}}
 
 
 def english_rows(scenarios, ids):
@@ -63,8 +62,8 @@ def test_prompts(knobs, run):
 
 
 def count_tokens(tokenizer, row):
-    """Return the tokens of a row, its end included."""
-    return len(tokenizer(row.get("text", "") + row.get("prompt", "") + row.get("completion", ""))["input_ids"]) + 1
+    """Return the tokens of a row, its end included: of its text if it has one, else of its prompt and completion."""
+    return len(tokenizer(row.get("text") or row["prompt"] + row["completion"])["input_ids"]) + 1
 
 
 def take(rows, tokenizer, budget, seed):
@@ -144,14 +143,17 @@ def new_adapter(knobs, run, rank, embeddings, rslora):
 
 
 def load_adapter(knobs, run, folder, trainable=False):
-    """Return the untied base with the adapter in this folder."""
+    """Return the untied base with the adapter in this folder; to be trained on, its full matrices are in float32, as they were kept."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(untie(load_base(knobs, run)), str(folder), is_trainable=trainable)
+    base = untie(load_base(knobs, run))
+    if trainable:
+        base.get_input_embeddings().float(), base.get_output_embeddings().float()
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
 
 
 def cast_matrices(model, dtype):
-    """Give the matrices trained in full this precision: float32 in training, where 16 bits would lose small steps, the base's elsewhere."""
+    """Give the matrices trained in full this precision: float32 to be trained and kept, where 16 bits would lose small steps, else the base's."""
     for name, weight in model.named_parameters():
         if weight.requires_grad and any(matrix in name for matrix in MATRICES):
             weight.data = weight.data.to(dtype)
@@ -169,7 +171,7 @@ def optimizer_of(model, learning_rate, embedding_learning_rate):
 
 
 def train(model, tokenizer, rows, knobs, seed, stage):
-    """Train the model's adapter on the rows, once through: stage 1 on all tokens of a text, stage 2 on those of the response."""
+    """Train the model's adapter in place on the rows, once through: stage 1 on all tokens of a text, stage 2 on those of the response."""
     import datasets
     import torch
 
@@ -184,24 +186,24 @@ def train(model, tokenizer, rows, knobs, seed, stage):
         trainer = make_trainer(model, tokenizer, rows, None, own, seed, work, optimizer=optimizer_of(model, rate, of_matrices))
         trainer.train()
     datasets.enable_progress_bars()
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    cast_matrices(model, getattr(torch, knobs.dtype))
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True
-    return model
 
 
 def train_recipe(knobs, run, data, seed, stages=(1, 2), rank=0, embeddings=True, rslora=True, share=0.0, equal="total", texts_as_pairs=False):
     """Return the record of one recipe and seed: settings, counts, what is `measured`; its adapter is kept in record["folder"].
 
     Stage 2 goes on from the adapter of stage 1 with the same settings, which is trained once and shared. `rank` 0 is
-    `stage_lora_r`. With `texts_as_pairs` stage 2 also reads the texts of stage 1, as instructions. A finished recipe is
+    `stage_lora_r`. With `texts_as_pairs` stage 2 alone also reads what stage 1 would, as
+    instructions. A finished recipe is
     read, not trained again.
     """
+    import torch
     from transformers import set_seed
 
     settings = {"stages": list(stages), "rank": rank or knobs.stage_lora_r, "embeddings": embeddings, "rslora": rslora, "seed": seed, "bf16": has_bf16(),
-                **({"share": share, "equal": equal, "texts_as_pairs": texts_as_pairs} if 2 in stages else {}), **_settings(knobs)}
-    recipe = fingerprint({**settings, "base": identity_of(knobs, run)}, [run.split("train"), run.split("test"), CODE[0]])
+                **({"share": share, "equal": equal, "texts_as_pairs": texts_as_pairs} if 2 in stages else {}), **_settings(knobs, stages)}
+    recipe = fingerprint({**settings, "base": identity_of(knobs, run), "data": data}, CODE[:1])
     folder = run.root / "stages" / recipe
     if is_finished(folder, recipe):
         return read_json(folder / "record.json") | {"folder": str(folder)}
@@ -215,24 +217,37 @@ def train_recipe(knobs, run, data, seed, stages=(1, 2), rank=0, embeddings=True,
     everything, trainable = count_parameters(model)
     if stages == (1,):
         rows, counts["text tokens"] = take(data["texts"], tokenizer, knobs.stage1_tokens or None, seed)
-        model = train(model, tokenizer, rows, knobs, seed, 1)
+        rows = [{"text": row["text"]} for row in rows]
     else:
-        budget, source = knobs.stage2_tokens, data
-        if texts_as_pairs:
-            source = {**data, "pairs": data["text_pairs"] + data["pairs"]}
-            budget = budget and budget + knobs.stage1_tokens
-        rows, own = blend(source, tokenizer, budget, share, equal, seed)
+        rows, own = blend(data, tokenizer, knobs.stage2_tokens, share, equal, seed)
         counts.update(own)
-        model = train(model, tokenizer, rows, knobs, seed, 2)
-    record = {"settings": settings, "parameters": everything, "trainable": trainable, "counts": counts,
-              **measured(model, tokenizer, data["held_out"])}
+        if texts_as_pairs:
+            texts, counts["text tokens"] = take(data["texts"], tokenizer, knobs.stage1_tokens or None, seed)
+            rows = random.Random(seed).sample(rows, len(rows)) + [{key: row[key] for key in ("prompt", "completion")} for row in texts]
+    train(model, tokenizer, rows, knobs, seed, stages[-1])
     work = folder.with_name(f"{recipe}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
-    model.save_pretrained(str(work))
+    model.eval().save_pretrained(str(work))
+    cast_matrices(model, getattr(torch, knobs.dtype))
+    record = {"settings": settings, "parameters": everything, "trainable": trainable, "counts": counts,
+              **measured(model, tokenizer, data["held_out"])}
+    del model
+    free_memory()
     write_json(work / "record.json", record)
     mark_finished(work, recipe)
     replace_folder(work, folder)
     return record | {"folder": str(folder)}
+
+
+def free_memory():
+    """Collect what a training left behind: trainer and optimiser refer to each other, and a GPU holds their memory until then."""
+    import gc
+
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def base_record(knobs, run, data):
@@ -254,6 +269,7 @@ def measured(model, tokenizer, rows_of):
     return found
 
 
-def _settings(knobs):
-    return {key: value for key, value in knobs.model_dump().items() if key.startswith("stage") or key in (
-        "max_length", "dtype", "quantization", "instruction_kind_train", "instruction_kind_test", "data_seed", "lora_targets")}
+def _settings(knobs, stages):
+    later = "stage2_" if stages == (1,) else "-"  # stage 1 is the same whatever stage 2 will be
+    return {key: value for key, value in knobs.model_dump().items() if key in ("max_length", "dtype", "quantization", "lora_targets", "warmup_ratio")
+            or key.startswith("stage") and not key.startswith(("stage_ranks", "stage_lora_r", later))}
