@@ -153,7 +153,7 @@ def test_second_answers_are_other_answers(smoke):
     loop = Loop(load_seeds(), agreeing, smoke[0]["base"], "one")
     collect(loop, *recorded_teacher("one"))
     pairs = objective.second_answers({"one": loop})
-    assert len(pairs) >= 10
+    assert len(pairs) >= 3
     for one in pairs:
         first, second = (pool_words({"instruction": one[key], "input": ""}) for key in ("question", "asked again"))
         assert rouge_l(first, second) >= 0.7 - 1e-9 and one["first"] != one["second"]
