@@ -4,8 +4,8 @@ import numpy as np
 
 from .english import continued
 from .findings import compare_runs, draw_curve, finding, mean_bits, rows_of_text, text_groups
+from .metrics import ratio_of_sums
 from .show import interval, new_figure, save_figure
-from .stats import bootstrap_mean
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SETS = ("MSA", "English", "Mixed")
@@ -54,7 +54,8 @@ def bits_rows(labelled, resamples):
     for label, records in labelled.items():
         row = {"run": label, "characters read": records[0]["characters"]}
         for name in SETS:
-            row[f"{name} [95 %]"] = interval(dict(zip(("value", "low", "high"), bootstrap_mean(rows_of_text(records, name), text_groups(records, name), resamples))))
+            bits, characters = (np.concatenate([record[key][name] for record in records]) for key in ("text_bits", "text_characters"))
+            row[f"{name} [95 %]"] = interval(ratio_of_sums(bits, characters, text_groups(records, name), resamples))
         rows.append(row | {"seeds": len(records)})
     return rows
 

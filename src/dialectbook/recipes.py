@@ -283,5 +283,5 @@ def draw_pareto(run, base, first, blends, resamples):
         axis.plot(*zip(*best), "o--", color="black", linewidth=0.8, fillstyle="none", markersize=12, label="not beaten")
     axes[0].set(xlabel="English, bits per character", ylabel="dialects, bits per character", title="lower left is better")
     axes[1].set(xlabel="English items right, %", ylabel="answers in a Saudi dialect, %", title="upper right is better")
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=6, labelspacing=0.9)
     save_figure(figure, run, "replay_pareto", rows)
