@@ -93,7 +93,7 @@ def draw_measures(run, rows):
             found = [row[metric] for row in rows if row["model"] == model]
             errors = [[one["value"] - one["low"] for one in found], [one["high"] - one["value"] for one in found]]
             axis.errorbar([one["value"] for one in found], np.arange(len(tasks)) + 0.18 * (place - 1.5), xerr=errors,
-                          linestyle="none", marker=MARKERS.get(model, "x"), color=COLOURS.get(model, "#999999"), 
+                          linestyle="none", marker=MARKERS.get(model, "x"), color=COLOURS.get(model, "#999999"),
                           label=NAMES.get(model, model), capsize=2, markersize=4)
         axis.set(xlabel=f"{metric} ({METRICS[metric]})", yticks=range(len(tasks)))
         axis.set_yticklabels(tasks if metric == "exact match" else [])

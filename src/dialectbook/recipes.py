@@ -14,7 +14,7 @@ from .preference import outcomes
 from .retention import retention
 from .sample import sample_responses
 from .show import interval, new_figure, save_figure
-from .stages import BLENDS, base_record, load_adapter, test_prompts, train_recipe
+from .stages import BLENDS, base_record, count_tokens, load_adapter, test_prompts, train_recipe
 from .stats import bootstrap_mean
 
 RECIPES = {"both stages": {}, "stage 2 alone": {"stages": (2,)}, "stage 2 alone, all texts": {"stages": (2,), "texts_as_pairs": True},
@@ -34,8 +34,6 @@ def budget_row(knobs, data, tokenizer, parameters, trainable, flops):
     Weights are counted in the profile's precision, what is trained in float32 with a gradient and two moments; a token costs 6
     operations per weight, and a third of the measured matrix speed is taken as reached. Measuring comes on top.
     """
-    from .stages import count_tokens
-
     ranks, shares = len(knobs.stage_ranks) - 1, knobs.replay_shares[1:]
     first, second = 3 + ranks, len(RECIPES) + ranks + 2 * len(shares)  # stage 1 is shared by recipes that differ in stage 2 only
     tokens = [budget or sum(count_tokens(tokenizer, row) for row in rows) for budget, rows in ((knobs.stage1_tokens, data["texts"]), (knobs.stage2_tokens, data["pairs"]))]

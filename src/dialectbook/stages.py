@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .data import DIALECTS, ask, curate, load_pool, load_split
+from .data import DIALECTS, ask, curate, load_pool, load_split, prompts_of_test
 from .english import continue_training, documents, load_english, mixture, untie
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
 from .hardware import has_bf16
@@ -54,11 +54,8 @@ def english_rows(scenarios, ids):
 
 
 def test_prompts(knobs, run):
-    """Return the test prompts (`data.ask`) of `stage_test_scenarios` scenarios drawn at random, without a tag."""
-    pairs = load_split(run, "test")
-    scenarios = sorted({pair["scenario_id"] for pair in pairs})
-    chosen = set(random.Random(knobs.data_seed).sample(scenarios, min(knobs.stage_test_scenarios or len(scenarios), len(scenarios))))
-    return ask([pair for pair in pairs if pair["scenario_id"] in chosen], knobs.instruction_kind_test, "none", both=True)
+    """Return the test prompts (`data.prompts_of_test`) of `stage_test_scenarios` scenarios, without a tag."""
+    return prompts_of_test(knobs.model_copy(update={"test_scenarios": knobs.stage_test_scenarios, "tag_test": "none"}), run)
 
 
 def count_tokens(tokenizer, row):
