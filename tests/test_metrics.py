@@ -125,7 +125,7 @@ def test_distinct_at_budget_does_not_grow_with_length():
 def test_published_shares_have_the_counts_and_intervals():
     """401, 673 and 704 of 836, with the Wilson intervals of the audit."""
     for count, percent, low, high in ((401, 47.97, 44.60, 51.35), (673, 80.50, 77.68, 83.05), (704, 84.21, 81.58, 86.53)):
-        assert [round(100 * x, 2) for x in stats.wilson(count, 836)] == [percent, low, high]
+        assert [round(100 * stats.wilson(count, 836)[key], 2) for key in ("value", "low", "high")] == [percent, low, high]
 
 
 def test_paired_difference_knows_clusters():
@@ -307,12 +307,18 @@ def test_crossed_bootstrap_knows_seeds():
     scenario, seed = np.tile(np.arange(60), 3), np.repeat([1, 2, 3], 60)
     alike = rng.random(180) < 0.5
     apart = np.concatenate([rng.random(60) < share for share in (0.1, 0.5, 0.9)])
-    width = {name: np.diff(stats.crossed_bootstrap(values, scenario, seed, 2000)[1:])[0] for name, values in (("alike", alike), ("apart", apart))}
-    plain = np.diff(stats.bootstrap_mean(apart, scenario, 2000)[1:])[0]
-    assert width["apart"] > 2 * plain and width["apart"] > 2 * width["alike"]
-    assert stats.crossed_bootstrap(apart, scenario, seed, 500)[0] == pytest.approx(apart.mean())
+    crossed = {name: stats.crossed_bootstrap(values, scenario, seed, 2000) for name, values in (("alike", alike), ("apart", apart))}
+    crossed["plain"] = stats.bootstrap_mean(apart, scenario, 2000)
+    width = {name: found["high"] - found["low"] for name, found in crossed.items()}
+    assert width["apart"] > 2 * width["plain"] and width["apart"] > 2 * width["alike"]
+    assert crossed["apart"]["value"] == pytest.approx(apart.mean()) and crossed["apart"]["n"] == 180
     one = stats.crossed_bootstrap(alike[:60], scenario[:60], seed[:60], 2000)
-    assert one[1] == pytest.approx(stats.bootstrap_mean(alike[:60], scenario[:60], 2000)[1], abs=0.03)
+    assert one["low"] == pytest.approx(stats.bootstrap_mean(alike[:60], scenario[:60], 2000)["low"], abs=0.03)
+
+
+def test_an_estimate_of_nothing_is_no_number():
+    """A share of no rows is neither 0 nor NaN."""
+    assert stats.wilson(0, 0) == {"value": None, "low": None, "high": None, "n": 0}
 
 
 def test_seed_deviations_tell_training_from_sampling():

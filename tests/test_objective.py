@@ -11,16 +11,16 @@ from test_self_instruct import Server, agreeing, reply
 
 from dialectbook import by_task, objective, pairwise, sample
 from dialectbook.claims import load_claims
-from dialectbook.data import DIALECTS, REGIONS, clean_scenario, load_pool, load_regions, split_regions, split_scenarios, to_pairs
+from dialectbook.data import DIALECTS, REGIONS, clean_scenario, load_pool, load_regions, load_split, split_regions
 from dialectbook.dedup import rouge_l
-from dialectbook.files import UserError, mark_finished, read_jsonl, write_jsonl
+from dialectbook.files import UserError, read_jsonl, write_jsonl
 from dialectbook.judge import NgramJudge
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, train_tokenizer
 from dialectbook.paths import Run
 from dialectbook.pretrain import corpus
 from dialectbook.self_instruct import TASKS, Loop, collect, load_seeds, pool_words, recorded_teacher
 from dialectbook.sft import train_adapter
+from small_run import small_run
 
 METRICS = objective.metrics_of(lambda predictions, references: np.array([float(len(p)) for p in predictions]))
 
@@ -28,25 +28,17 @@ METRICS = objective.metrics_of(lambda predictions, references: np.array([float(l
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A run with splits, judges, an untrained base and both adapters; one training instruction is that of a seed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIALECTBOOK_RUNS", str(tmp_path_factory.mktemp("runs")))
-        run = Run("smoke")
     knobs_of = {name: load_knobs("smoke", name)[0] for name in objective.EXPERIMENTS}
     knobs = knobs_of["base"]
-    splits = {name: to_pairs(some) for name, some in split_scenarios(
-        [clean_scenario(s, False) for s in load_pool()[:80]], knobs.split_shares, knobs.data_seed).items()}
-    splits["train"][0]["instruction"] = load_seeds()[0]["instruction"]
-    for name, pairs in splits.items():
-        write_jsonl(run.split(name), pairs)
+    run, _ = small_run(tmp_path_factory, knobs, [clean_scenario(s, False) for s in load_pool()[:80]])
+    pairs = load_split(run, "train")
+    pairs[0]["instruction"] = load_seeds()[0]["instruction"]
+    write_jsonl(run.split("train"), pairs)
     regions, _ = split_regions(load_regions(False), knobs.data_seed)
-    spoken = [(pair[key], label) for pair in splits["train"] for key, label in (("response", "GLF"), ("response_msa", "MSA"))]
+    spoken = [(pair[key], label) for pair in pairs for key, label in (("response", "GLF"), ("response_msa", "MSA"))]
     spoken += [(row["text"], row["region"]) for row in regions]
     NgramJudge.fit(*zip(*spoken[::3]), REGIONS).save(run.judge / "regions")
-    NgramJudge.fit(*zip(*((pair["response"], pair["dialect"]) for pair in splits["train"])), DIALECTS).save(run.judge / "dialects")
-    tokenizer = train_tokenizer([pair["response"] for pair in splits["train"]], 600)
-    build_twin(knobs, tokenizer).save_pretrained(run.base)
-    tokenizer.save_pretrained(run.base)
-    mark_finished(run.base, "test")
+    NgramJudge.fit(*zip(*((pair["response"], pair["dialect"]) for pair in pairs)), DIALECTS).save(run.judge / "dialects")
     for name in ("no_token", "token"):
         train_adapter(knobs_of[name], run, name, 1)
     return knobs_of, run, objective.recorded_loops(knobs, run)

@@ -5,29 +5,20 @@ import pytest
 from safetensors.torch import load_file
 
 from dialectbook import preference
-from dialectbook.data import clean_scenario, load_pool, split_scenarios, to_pairs
-from dialectbook.files import UserError, mark_finished, write_jsonl
+from dialectbook.data import clean_scenario, load_pool
+from dialectbook.files import UserError
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, response_logp, train_tokenizer
-from dialectbook.paths import Run
+from dialectbook.model import response_logp
 from dialectbook.preference import align, answers_before, dev_rewards, load_adapter, preference_pairs
 from dialectbook.sft import train_adapter
+from small_run import small_run
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """Knobs of experiment token, and a run with splits, an untrained base and a tuned adapter."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIALECTBOOK_RUNS", str(tmp_path_factory.mktemp("runs")))
-        run = Run("smoke")
     knobs, _ = load_knobs("smoke", "token", {"lora_dropout": 0.0})
-    splits = split_scenarios([clean_scenario(s, False) for s in load_pool()[:80]], knobs.split_shares, knobs.data_seed)
-    for name, some in splits.items():
-        write_jsonl(run.split(name), to_pairs(some))
-    tokenizer = train_tokenizer([pair["response"] for pair in to_pairs(splits["train"])], 600)
-    build_twin(knobs, tokenizer).save_pretrained(run.base)
-    tokenizer.save_pretrained(run.base)
-    mark_finished(run.base, "test")
+    run, splits = small_run(tmp_path_factory, knobs, [clean_scenario(s, False) for s in load_pool()[:80]])
     train_adapter(knobs, run, "token", 1)
     return knobs, run, splits
 

@@ -8,37 +8,29 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dialectbook import sample
 from dialectbook.claims import load_claims
-from dialectbook.data import DIALECTS, REGIONS, clean_scenario, load_pool, load_regions, prompts_of_test, split_scenarios, to_pairs
-from dialectbook.files import UserError, mark_finished, write_jsonl
+from dialectbook.data import DIALECTS, REGIONS, clean_scenario, load_pool, load_regions, load_split, prompts_of_test
+from dialectbook.files import UserError
 from dialectbook.findings import with_holm
 from dialectbook.judge import NgramJudge
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, load_model, load_tokenizer, load_tuned, train_tokenizer
+from dialectbook.model import load_model, load_tokenizer, load_tuned
 from dialectbook.paths import Run
 from dialectbook.quantise import (VARIANTS, bits_per_weight, by_hand_rows, dequantised, disk_of, layers_of, load_variants, memory_of, quality,
                                   size_by_hand, size_rows, speed_rows, speeds)
 from dialectbook.sft import train_adapter
 from dialectbook.variants import answer_rows, claim_rows, draw_losses, draw_size, findings, kept, quality_rows, test_id as id_of
+from small_run import small_run
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """Knobs of experiment token, and a run with splits, judges, an untrained base and a tuned adapter."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIALECTBOOK_RUNS", str(tmp_path_factory.mktemp("runs")))
-        run = Run("smoke")
     knobs, _ = load_knobs("smoke", "token", {"learning_rate": 0.02})
-    splits = split_scenarios([clean_scenario(s, False) for s in load_pool()[:80]], knobs.split_shares, knobs.data_seed)
-    pairs = {name: to_pairs(some) for name, some in splits.items()}
-    for name, some in pairs.items():
-        write_jsonl(run.split(name), some)
-    regions = [(row["text"], row["region"]) for row in load_regions(False)[::20]] + [(pair["response_msa"], "MSA") for pair in pairs["train"][:40]]
+    run, _ = small_run(tmp_path_factory, knobs, [clean_scenario(s, False) for s in load_pool()[:80]])
+    pairs = load_split(run, "train")
+    regions = [(row["text"], row["region"]) for row in load_regions(False)[::20]] + [(pair["response_msa"], "MSA") for pair in pairs[:40]]
     NgramJudge.fit(*zip(*regions), REGIONS).save(run.judge / "regions")
-    NgramJudge.fit([pair["response"] for pair in pairs["train"]], [pair["dialect"] for pair in pairs["train"]], DIALECTS).save(run.judge / "dialects")
-    tokenizer = train_tokenizer([pair["response"] for pair in pairs["train"]], 600)
-    build_twin(knobs, tokenizer).save_pretrained(run.base)
-    tokenizer.save_pretrained(run.base)
-    mark_finished(run.base, "test")
+    NgramJudge.fit([pair["response"] for pair in pairs], [pair["dialect"] for pair in pairs], DIALECTS).save(run.judge / "dialects")
     train_adapter(knobs, run, "token", 1)
     return knobs, run
 

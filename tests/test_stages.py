@@ -13,31 +13,22 @@ from transformers import AutoModelForCausalLM
 from dialectbook import model as models
 from dialectbook import retention as retention_module
 from dialectbook import stages
-from dialectbook.data import DIALECTS, REGIONS, curate, load_pool, load_split, split_scenarios, to_pairs
-from dialectbook.files import UserError, mark_finished, read_jsonl, write_jsonl
+from dialectbook.data import DIALECTS, REGIONS, curate, load_pool, load_split, split_scenarios
+from dialectbook.files import UserError, read_jsonl
 from dialectbook.judge import NgramJudge
 from dialectbook.knobs import load_knobs
-from dialectbook.model import build_twin, load_base, load_tokenizer, response_logp, train_tokenizer
-from dialectbook.paths import Run
+from dialectbook.model import load_base, load_tokenizer, response_logp
 from dialectbook.recipes import bits_rows, evaluated, front, mean_bits, of_base, scale_of
 from dialectbook.retention import LOCAL, TASKS, english_items, retention, write_tasks
 from dialectbook.stages import base_knobs, blend, count_tokens, load_adapter, new_adapter, optimizer_of, stage_data, train_recipe
+from small_run import small_run
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """Knobs, and a run of profile smoke with its splits and an untrained base."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIALECTBOOK_RUNS", str(tmp_path_factory.mktemp("runs")))
-        run = Run("smoke")
     knobs, _ = load_knobs("smoke", "", {"retention_items": 40, "stage_batch_size": 2, "stage1_learning_rate": 5.0e-3})
-    splits = split_scenarios(curate(load_pool(), knobs)[0], knobs.split_shares, knobs.data_seed)
-    for name, some in splits.items():
-        write_jsonl(run.split(name), to_pairs(some))
-    tokenizer = train_tokenizer([pair["response"] for pair in to_pairs(splits["train"])], 600)
-    build_twin(knobs, tokenizer).save_pretrained(run.base)
-    tokenizer.save_pretrained(run.base)
-    mark_finished(run.base, "test")
+    run, splits = small_run(tmp_path_factory, knobs, curate(load_pool(), knobs)[0])
     for name, labels in (("regions", REGIONS), ("dialects", DIALECTS)):
         NgramJudge.fit(["كيف الحال", "وش", "ايش", "ماذا", "ازيك"][:len(labels)], list(labels), list(labels)).save(run.judge / name)
     return knobs, run, splits

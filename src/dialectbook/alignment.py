@@ -5,7 +5,7 @@ import numpy as np
 from .findings import finding
 from .metrics import distinct_at_budget
 from .preference import EXPERIMENTS, REJECTED
-from .show import COLOURS, MARKERS, NAMES, interval, new_figure, save_figure
+from .show import COLOURS, MARKERS, NAMES, errors, interval, new_figure, save_figure
 from .stats import bootstrap_mean
 
 MEASURES = {"MSA share": "lower", "requested-dialect accuracy": "higher", "chrF++": "higher", "words": ""}  # and which way is better
@@ -30,9 +30,7 @@ def measure_rows(results, english_characters, resamples):
     for key, some in results.items():
         row = {"model": label_of(*key), "seeds": len(some), "answers": len(pooled(some, "scenario"))}
         for name in MEASURES:
-            scale = 100 if name in SHARES else 1
-            row[name] = interval(dict(zip(("value", "low", "high"), (scale * v for v in bootstrap_mean(
-                pooled(some, name), pooled(some, "scenario"), resamples)))), 1)
+            row[name] = interval(bootstrap_mean(pooled(some, name), pooled(some, "scenario"), resamples), 1, 100 if name in SHARES else 1)
         row["distinct-2"] = interval(distinct_at_budget(list(pooled(some, "texts")), 2, budget), 3)
         rows.append(row | {"English bits per character": float(pooled(some, "english").sum() / len(some) / sum(english_characters))})
     return rows
@@ -83,8 +81,8 @@ def draw_outcomes(run, results, resamples):
     figure, axes = new_figure(width=10, height=3.6, columns=4)
     for axis, name in zip(axes, MEASURES):
         for row, (key, some) in enumerate(results.items()):
-            value, low, high = (v * (100 if name in SHARES else 1) for v in bootstrap_mean(pooled(some, name), pooled(some, "scenario"), resamples))
-            axis.errorbar(value, row, xerr=[[value - low], [high - value]], fmt=MARKERS[key[0]], color=COLOURS[key[0]],
+            found, scale = bootstrap_mean(pooled(some, name), pooled(some, "scenario"), resamples), 100 if name in SHARES else 1
+            axis.errorbar(scale * found["value"], row, xerr=errors([found], scale), fmt=MARKERS[key[0]], color=COLOURS[key[0]],
                           fillstyle="none" if not key[1] else "full", markersize=5, capsize=2)
         axis.set(xlabel=name + (" (%)" if name in SHARES else ""), yticks=range(len(results)))
         axis.set_yticklabels([label_of(*key) for key in results] if name == "MSA share" else [], fontsize=7)

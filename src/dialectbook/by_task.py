@@ -5,7 +5,7 @@ import numpy as np
 from .findings import finding
 from .objective import CLASS_SHARES, CLASSED, COMPARED, EXPERIMENTS, FLOOR, METRICS, SHARES
 from .self_instruct import TASKS
-from .show import COLOURS, MARKERS, NAMES, interval, new_figure, percent, save_figure
+from .show import COLOURS, MARKERS, NAMES, errors, interval, new_figure, percent, save_figure
 from .stats import bootstrap_mean, wilson
 
 
@@ -16,10 +16,11 @@ def estimate(metric, values, resamples):
     others a bootstrap over items.
     """
     if metric in SHARES:
-        value, low, high = wilson(values.mean() * values.shape[1], values.shape[1])
+        found = wilson(values.mean() * values.shape[1], values.shape[1])
     else:
-        value, low, high = bootstrap_mean(values.ravel(), np.tile(np.arange(values.shape[1]), len(values)), resamples)
-    return {"value": float(value), "low": min(low, value), "high": max(high, value), "n": values.size}  # 0 may lie below 1e-18
+        found = bootstrap_mean(values.ravel(), np.tile(np.arange(values.shape[1]), len(values)), resamples)
+    low, high = min(found["low"], found["value"]), max(found["high"], found["value"])  # 0 may lie below 1e-18
+    return {"value": found["value"], "low": low, "high": high, "n": values.size}
 
 
 def measures(results, items, resamples):
@@ -91,8 +92,7 @@ def draw_measures(run, rows):
     for axis, metric in zip(axes, METRICS):
         for place, model in enumerate(models):
             found = [row[metric] for row in rows if row["model"] == model]
-            errors = [[one["value"] - one["low"] for one in found], [one["high"] - one["value"] for one in found]]
-            axis.errorbar([one["value"] for one in found], np.arange(len(tasks)) + 0.18 * (place - 1.5), xerr=errors,
+            axis.errorbar([one["value"] for one in found], np.arange(len(tasks)) + 0.18 * (place - 1.5), xerr=errors(found),
                           linestyle="none", marker=MARKERS.get(model, "x"), color=COLOURS.get(model, "#999999"),
                           label=NAMES.get(model, model), capsize=2, markersize=4)
         axis.set(xlabel=f"{metric} ({METRICS[metric]})", yticks=range(len(tasks)))

@@ -14,6 +14,7 @@ from .data import DIACRITICS, DIALECTS
 from .files import UserError
 from .metrics import distinct_at_budget
 from .paths import DATA
+from .show import percent
 from .stats import wilson
 
 GROUPS = (*DIALECTS, "SAUDI", "EGY", "LEV", "MAGH", "GLF")  # SAUDI: said in both regions
@@ -90,8 +91,7 @@ def difference_figures(scenarios):
     low, middle, high = np.quantile(overlaps, [0.25, 0.5, 0.75])
 
     def share(hits, at_most):
-        value, low, high = wilson(sum(hits), len(hits))
-        return {"value": value, "low": low, "high": high, "n": len(hits), "at_most": at_most}
+        return {**wilson(sum(hits), len(hits)), "at_most": at_most}
 
     return {
         "pairs with identical responses": share([s["hijazi"]["response"] == s["najdi"]["response"] for s in scenarios], 0.01),
@@ -140,8 +140,7 @@ def reading_figures(folder=DATA):
         entry = {"line": name}
         for dialect in DIALECTS:
             faults = [any(row[line] == "1" for line in lines) for row in sample if row["version"] == dialect]
-            share, low, high = wilson(sum(faults), len(faults))
-            entry[f"{dialect} (n = {len(faults)})"] = f"{100 * share:.0f} [{100 * low:.1f}, {100 * high:.1f}]"
+            entry[f"{dialect} (n = {len(faults)})"] = percent(wilson(sum(faults), len(faults)))
         third.append(entry)
     return second, third
 

@@ -146,8 +146,7 @@ def rates_at(pairs, threshold):
     rates = {}
     for name, label, over in (("missed", "same", False), ("false alarms", "other", True)):
         mine = [pair["rouge_l"] >= threshold - 1e-12 for pair in pairs if pair["label"] == label]
-        value, low, high = wilson(mine.count(over), len(mine))
-        rates[name] = {"value": value, "low": low, "high": high, "n": len(mine)}
+        rates[name] = wilson(mine.count(over), len(mine))
     return rates
 
 

@@ -121,7 +121,7 @@ def load_english(knobs, run, texts, size=0, met=0):
     model = AutoModelForCausalLM.from_pretrained(folder, **options).to(detect().device)
     if not met:
         return model, tokenizer
-    recipe = fingerprint({"met": met, "texts": texts, "knobs": _settings(knobs)}, [folder / "recipe.json", *CODE])
+    recipe = fingerprint({"met": met, "texts": texts, "knobs": training_settings(knobs)}, [folder / "recipe.json", *CODE])
     folder = folder.with_name(f"{folder.name}-met")
     if not is_finished(folder, recipe):
         rows, _ = mixture(texts, tokenizer, 0.5, False, met, knobs.balance_row_tokens, knobs.data_seed)
@@ -131,8 +131,10 @@ def load_english(knobs, run, texts, size=0, met=0):
     return AutoModelForCausalLM.from_pretrained(folder, **options).to(detect().device), tokenizer
 
 
-def _settings(knobs):
-    return {key: value for key, value in knobs.model_dump().items() if key.startswith(("balance_", "english_", "added_tokens"))}
+def training_settings(knobs):
+    """Return the knobs that every training here depends on: not how much text chapter 11 reads (`balance_tokens`, `balance_texts`)."""
+    return {key: value for key, value in knobs.model_dump().items()
+            if key.startswith(("balance_", "english_", "added_tokens")) and key not in ("balance_tokens", "balance_texts")}
 
 
 def untie(model):
@@ -185,7 +187,7 @@ def continued(knobs, run, texts, held_out, additions, seed, start="pieces", shar
 
     size, tokens = size or knobs.english_sizes[0], tokens or knobs.balance_tokens
     settings = {"start": start, "share": share, "parallel": parallel, "frozen": frozen, "size": size, "tied": tied, "met": met,
-                "seed": seed, "tokens": tokens, "points": points, "bf16": has_bf16(), **_settings(knobs)}
+                "seed": seed, "tokens": tokens, "points": points, "bf16": has_bf16(), **training_settings(knobs)}
     recipe = fingerprint({**settings, "texts": texts, "held_out": held_out, "additions": additions}, CODE)
     folder = run.english / f"run-{recipe}"
     if is_finished(folder, recipe):

@@ -123,13 +123,11 @@ def corrected_metrics(predictions, references, region_probabilities, labels, sce
         shares["msa_label_share_length_matched"] = np.asarray(produced_of_cut) == "MSA"
     values = {}
     for name, hits in shares.items():
-        share, low, high = wilson(int(np.sum(hits)), n)
-        values[name] = {"value": share, "low": low, "high": high, "by_scenario": bootstrap_mean(hits, scenarios, resamples, seed)[1:],
-                        "count": int(np.sum(hits)), "n": n}
+        over_scenarios = bootstrap_mean(hits, scenarios, resamples, seed)
+        values[name] = {**wilson(int(np.sum(hits)), n), "by_scenario": [over_scenarios["low"], over_scenarios["high"]], "count": int(np.sum(hits))}
 
     def mean(name, numbers):
-        value, low, high = bootstrap_mean(numbers, scenarios, resamples, seed)
-        values[name] = {"value": value, "low": low, "high": high, "n": n}
+        values[name] = bootstrap_mean(numbers, scenarios, resamples, seed)
 
     mean("msa_mean_probability", probabilities[:, list(labels).index("MSA")])
     mean("output_words", [len(text.split()) for text in predictions])
@@ -186,6 +184,12 @@ def chrf_plus_plus():
     from sacrebleu.metrics import CHRF
 
     return CHRF(word_order=2)
+
+
+def chrf_per_answer(predictions, references):
+    """Return per text its chrF++, 0 to 100 (sacrebleu); means of these are not the chrF++ of a corpus."""
+    chrf = chrf_plus_plus()
+    return np.array([chrf.sentence_score(p, [r]).score for p, r in zip(predictions, references)])
 
 
 def _chrf_resampled(metric, predictions, references, weights, codes):

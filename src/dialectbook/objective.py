@@ -13,7 +13,7 @@ from .data import DIALECTS, INVISIBLE, clean_text, format_prompt, load_split
 from .dedup import highest_rouge_l, words_of
 from .files import UserError
 from .judge import load_dialect_judge, load_region_judge
-from .metrics import chrf_plus_plus
+from .metrics import chrf_per_answer
 from .model import identity_of, load_base, load_tokenizer, load_tuned
 from .sample import sample_responses
 from .self_instruct import TASKS, Loop, Pools, collect, dialect_judge, load_seeds, pool_words, recorded_teacher
@@ -58,12 +58,6 @@ def token_f1(predictions, references):
 def _f1(words, wanted):
     shared = sum((Counter(words) & Counter(wanted)).values())
     return 2 * shared / (len(words) + len(wanted)) if words or wanted else 1.0
-
-
-def chrf_per_answer(predictions, references):
-    """Return per text its chrF++, 0 to 100 (sacrebleu); means of these are not the chrF++ of a corpus."""
-    chrf = chrf_plus_plus()
-    return np.array([chrf.sentence_score(p, [r]).score for p, r in zip(predictions, references)])
 
 
 def metrics_of(bertscore):
@@ -119,7 +113,7 @@ def class_baselines(items):
         answer, count = Counter(item["output"] for item in mine).most_common(1)[0]
         rows.append({"task": task, "items": len(mine),
                      "random class": float(np.mean([1 / len(offered_classes(item)) for item in mine])), "commonest": answer,
-                     "commonest answer": dict(zip(("value", "low", "high"), wilson(count, len(mine))))})
+                     "commonest answer": wilson(count, len(mine))})
     return rows
 
 

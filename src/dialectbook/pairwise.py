@@ -114,11 +114,6 @@ def judge_pairs(knobs, run, pairs, environ=os.environ):
 
 # ---- what it says ----------------------------------------------------------------------------------------------------
 
-def share(count, n):
-    """Return {"value", "low", "high", "n"}: a share with Wilson's interval, None without any row."""
-    return {**dict(zip(("value", "low", "high"), wilson(count, n) if n else (None, None, None))), "n": n}
-
-
 def verdict_counts(judged):
     """Return per comparison how often each verdict fell, and the share of decided pairs that the second model wins."""
     rows = []
@@ -126,7 +121,7 @@ def verdict_counts(judged):
         found = Counter(pair["verdict"] for pair in judged if pair["models"] == models)
         rows.append({"first": models[0], "second": models[1], "pairs": sum(found.values()),
                      **{verdict: found[verdict] for verdict in (*OUTCOMES.values(), "not agreed", "malformed")},
-                     "second wins": share(found["second better"], found["first better"] + found["second better"])})
+                     "second wins": wilson(found["second better"], found["first better"] + found["second better"])})
     return rows
 
 
@@ -134,7 +129,7 @@ def position_bias(judged):
     """Return how a judge leans to a place: the share of A among its letters A and B (0.5: not at all), letters that stayed."""
     letters = Counter(letter for pair in judged for letter in pair["letters"])
     stayed = Counter(pair["letters"][0] for pair in judged if pair["letters"][0] == pair["letters"][1])
-    return {"share of A": share(letters["A"], letters["A"] + letters["B"]), "pairs": len(judged),
+    return {"share of A": wilson(letters["A"], letters["A"] + letters["B"]), "pairs": len(judged),
             "A in both orders": stayed["A"], "B in both orders": stayed["B"]}
 
 
@@ -154,7 +149,7 @@ def agreement(judged):
                     for pair in decided for before, after in [pair["scores"][metric]] if after != before]
             known = len({side for pair in both for side in pair}) > 1
             rows.append({"first": models[0], "second": models[1], "metric": metric, "decided pairs": len(decided),
-                         "metric ties": len(decided) - len(both), "agree": share(sum(j == m for j, m in both), len(both)),
+                         "metric ties": len(decided) - len(both), "agree": wilson(sum(j == m for j, m in both), len(both)),
                          "kappa": float(cohen_kappa_score(*zip(*both))) if known else None})
     return rows
 

@@ -10,6 +10,7 @@ from .english import text_bits
 from .files import UserError, fingerprint, is_finished, mark_finished, read_json, read_jsonl, write_json
 from .hardware import PAD_TO, has_bf16
 from .judge import judged_dialect, load_dialect_judge, load_region_judge
+from .metrics import chrf_per_answer
 from .model import identity_of, load_base, load_tokenizer, response_logp
 from .pretrain import in_batch, last_checkpoint, replace_folder
 from .sample import sample_responses
@@ -155,13 +156,11 @@ def answers_after(knobs, run, experiment, rejected, beta, seed, english):
 
 def outcomes(knobs, run, answers):
     """Return the measures of each answer as arrays: MSA share, dialect share and requested-dialect accuracy (0 or 1), chrF++, words."""
-    from sacrebleu.metrics import CHRF
-
-    texts, chrf = [row["prediction"] for row in answers], CHRF(word_order=2)
+    texts = [row["prediction"] for row in answers]
     produced = judged_dialect(texts, load_region_judge(knobs, run).probabilities(texts), load_dialect_judge(run).probabilities(texts))
     return {"MSA share": (produced == "MSA").astype(float), "dialect share": np.isin(produced, DIALECTS).astype(float),
             "requested-dialect accuracy": (produced == np.array([row["dialect"] for row in answers])).astype(float),
-            "chrF++": np.array([chrf.sentence_score(row["prediction"], [row["reference"]]).score for row in answers]),
+            "chrF++": chrf_per_answer(texts, [row["reference"] for row in answers]),
             "words": np.array([float(len(text.split())) for text in texts]), "texts": texts,
             "scenario": [row["scenario_id"] for row in answers]}
 

@@ -116,9 +116,7 @@ def label_shares(figures):
     shares = {}
     for model, labels in figures["labels"].items():
         for label in ("GLF", "MSA"):
-            value, low, high = wilson(labels[label], sum(labels.values()))
-            shares[model, label] = {"model": model, "label": label, "count": labels[label], "n": sum(labels.values()), "value": value,
-                                    "low": low, "high": high}
+            shares[model, label] = {"model": model, "label": label, "count": labels[label], **wilson(labels[label], sum(labels.values()))}
     return shares
 
 

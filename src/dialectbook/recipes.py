@@ -13,7 +13,7 @@ from .model import identity_of, load_base, load_tokenizer
 from .preference import outcomes
 from .retention import retention
 from .sample import sample_responses
-from .show import interval, new_figure, save_figure
+from .show import errors, interval, new_figure, save_figure
 from .stages import BLENDS, base_record, count_tokens, load_adapter, test_prompts, train_recipe
 from .stats import bootstrap_mean
 
@@ -119,7 +119,7 @@ def draw_recipes(run, base, runs, ranks, resamples):
     for axis, name in ((left, "dialects"), (middle, "English")):
         for place, (label, records) in enumerate(named.items()):
             point = mean_bits(records, name, resamples)
-            axis.errorbar(point["value"], place, xerr=[[point["value"] - point["low"]], [point["high"] - point["value"]]], fmt="o", color="#0072B2", capsize=2)
+            axis.errorbar(point["value"], place, xerr=errors([point]), fmt="o", color="#0072B2", capsize=2)
             axis.plot([bits_rows([record], name)[0].mean() for record in records], [place + 0.25] * len(records), "|", color="#D55E00")
             rows.append({"run": label, "set": name, **{key: point[key] for key in ("value", "low", "high")}})
         axis.set(xlabel=f"{name}, bits per character", yticks=range(len(named)))
@@ -208,7 +208,8 @@ def mean_quality(records, name, resamples):
     """Return {"value", "low", "high"} of a measure, shares in percent."""
     values, groups, _ = quality(records, name)
     scale = 1 if name == "chrF++" else 100
-    return {key: scale * value for key, value in zip(("value", "low", "high"), bootstrap_mean(values, groups, resamples))}
+    found = bootstrap_mean(values, groups, resamples)
+    return {key: scale * found[key] for key in ("value", "low", "high")}
 
 
 def blend_rows(base, first, blends, resamples):
@@ -273,8 +274,7 @@ def draw_pareto(run, base, first, blends, resamples):
             key = next((key for key in blends if label_of(*key) == label), None)
             style = {"fmt": "s" if label == "base" else "D", "color": "#888888"} if key is None else {
                 "fmt": "o" if key[1] == "total" or not key[0] else "^", "color": PAINT[shares.index(key[0]) % len(PAINT)]}
-            axis.errorbar(one["value"], two["value"], xerr=[[one["value"] - one["low"]], [one["high"] - one["value"]]],
-                          yerr=[[two["value"] - two["low"]], [two["high"] - two["value"]]], capsize=0, elinewidth=0.6, markersize=6, label=label, **style)
+            axis.errorbar(one["value"], two["value"], xerr=errors([one]), yerr=errors([two]), capsize=0, elinewidth=0.6, markersize=6, label=label, **style)
             middle[label] = (one["value"], two["value"])
             rows.append({"model": label, "x": x, "y": y, **{f"x {k}": v for k, v in one.items() if k != "n"}, **{f"y {k}": v for k, v in two.items() if k != "n"}})
         best = sorted(list(middle.values())[i] for i in front([(sign * a, sign * b) for a, b in middle.values()]))

@@ -5,6 +5,7 @@ import numpy as np
 from .data import DIALECTS
 from .files import read_json, read_jsonl
 from .metrics import chrf_difference, chrf_with_interval, cut_to_reference
+from .show import NAMES, p_value, points
 from .stats import bootstrap_mean, crossed_bootstrap, holm, paired_difference, seed_deviations, wilson
 
 # fixed before the first run was looked at
@@ -17,6 +18,13 @@ def collect(run, experiments, seeds):
     """Return experiment -> list of its metrics.json per seed; says which chapter makes a missing one."""
     return {name: [read_json(run.experiment(name, seed) / "metrics.json", f"08_metrics (experiment {name}, seed {seed})") for seed in seeds]
             for name in experiments}
+
+
+def origin(knobs, run, rows):
+    """Return in a sentence where the numbers of an experiment come from: profile, model, scenarios, answers, seeds; `rows` as of `outcomes`."""
+    model = " (CPU twin, not ALLaM-7B)" if knobs.base_model == "twin" else ""
+    return (f"Profile {run.root.name}{model}: {len(set(rows['scenario']))} test scenarios, {len(rows['seed']) // len(knobs.seeds)} answers per run, "
+            f"seeds {', '.join(map(str, knobs.seeds))}.")
 
 
 def outcomes(metrics):
@@ -44,14 +52,12 @@ def endpoints_of(produced, dialect):
 def share(rows, endpoint, resamples, keep=None):
     """Return {"value", "low", "high", "n"} of an endpoint over all seeds, bootstrapped over scenarios; `keep` selects rows."""
     keep = np.ones(len(rows["kind"]), bool) if keep is None else keep
-    value, low, high = bootstrap_mean(rows[endpoint][keep], rows["scenario"][keep], resamples)
-    return {"value": value, "low": low, "high": high, "n": int(keep.sum())}
+    return bootstrap_mean(rows[endpoint][keep], rows["scenario"][keep], resamples)
 
 
 def over_seeds(rows, endpoint, resamples):
     """Return {"value", "low", "high", "n"} of an endpoint with scenarios and training seeds both drawn anew (`crossed_bootstrap`)."""
-    value, low, high = crossed_bootstrap(rows[endpoint], rows["scenario"], rows["seed"], resamples)
-    return {"value": value, "low": low, "high": high, "n": len(rows["seed"])}
+    return crossed_bootstrap(rows[endpoint], rows["scenario"], rows["seed"], resamples)
 
 
 def deviations_of_seeds(first, again, endpoint):
@@ -75,8 +81,8 @@ def compare(first, second, endpoint, resamples, kind=None):
     keep = np.ones(len(first["kind"]), bool) if kind is None else first["kind"] == kind
     a, b, scenarios = first[endpoint][keep], second[endpoint][keep], first["scenario"][keep]
     seeds = first["seed"][keep]
-    low, high = crossed_bootstrap(b - a, scenarios, seeds, resamples)[1:] if len(set(seeds)) > 1 else (None, None)
-    return paired_difference(a, b, scenarios, resamples) | {"seeds_low": low, "seeds_high": high}
+    anew = crossed_bootstrap(b - a, scenarios, seeds, resamples) if len(set(seeds)) > 1 else {"low": None, "high": None}
+    return paired_difference(a, b, scenarios, resamples) | {"seeds_low": anew["low"], "seeds_high": anew["high"]}
 
 
 def compare_all(plan, rows, resamples):
@@ -89,6 +95,17 @@ def compare_all(plan, rows, resamples):
     tests = [{"first": a, "second": b, "endpoint": endpoint, "kind": kind or "all", **compare(rows[a], rows[b], endpoint, resamples, kind)}
              for a, b, endpoint, kind in plan]
     return [test | {"p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]))]
+
+
+def comparison_rows(tests):
+    """Return the tests of `compare_all` as rows for a table that people read, in points (BERTScore in hundredths)."""
+    def between(test, low, high):
+        return None if test[low] is None else f"{points(test[low])} to {points(test[high])}"
+
+    return [{"comparison": f"{NAMES[test['second']]} − {NAMES[test['first']]}", "endpoint": test["endpoint"], "asked in": test["kind"],
+             "difference (points)": points(test["difference"]), "95 % interval": between(test, "low", "high"),
+             "with new seeds": between(test, "seeds_low", "seeds_high"), "n": test["n"], "scenarios": test["groups"],
+             "p": p_value(test["p"]), "p (Holm)": p_value(test["p_holm"])} for test in tests]
 
 
 def compare_texts(run, first, second, seeds, resamples):
@@ -128,8 +145,8 @@ def failure_rates(rows, by):
     for group in sorted(set(rows[by])):
         mine = rows[by] == group
         for rule, broken in rows["failures"].items():
-            value, low, high = wilson(int(broken[mine].sum()), int(mine.sum()))
-            found.append({by: group, "rule": rule, "count": int(broken[mine].sum()), "n": int(mine.sum()), "value": value, "low": low, "high": high})
+            count = int(broken[mine].sum())
+            found.append({by: group, "rule": rule, "count": count, **wilson(count, int(mine.sum()))})
     return found
 
 

@@ -192,13 +192,24 @@ def save_figure(figure, run, name, rows, of_model=True):
 
 
 def percent(entry):
-    """Return a share with its interval as text: '84.2 [81.6, 86.5]'."""
-    return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+    """Return a share with its interval as text, in percent: '84.2 [81.6, 86.5]'."""
+    return interval(entry, 1, 100)
 
 
-def interval(entry, digits=2):
-    """Return a value with its interval as text."""
-    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+def interval(entry, digits=2, scale=1):
+    """Return a value with its interval, times `scale`, as text."""
+    value, low, high = (f"{scale * entry[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def errors(entries, scale=1):
+    """Return how far intervals reach below and above their values, times `scale`, as matplotlib's error bars want it: shape (2, entries)."""
+    return [[scale * (one["value"] - one["low"]) for one in entries], [scale * (one["high"] - one["value"]) for one in entries]]
+
+
+def points(value):
+    """Return a difference of shares as text, in points with its sign: '+3.5'."""
+    return f"{100 * value:+.1f}"
 
 
 def p_value(p):

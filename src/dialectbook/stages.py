@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .data import DIALECTS, ask, curate, load_pool, load_split, prompts_of_test
-from .english import continue_training, documents, load_english, mixture, untie
+from .english import continue_training, documents, load_english, mixture, training_settings, untie
 from .files import fingerprint, is_finished, mark_finished, read_json, write_json
 from .hardware import has_bf16
 from .model import count_parameters, identity_of, load_base, load_tokenizer, response_logp
@@ -106,8 +106,7 @@ def base_knobs(knobs, run):
     folder = run.root / "stages" / "base"
     scenarios, _ = curate(load_pool(), knobs)
     read = documents(scenarios, load_split(run, "train")) | {"hijazi": [], "najdi": []}
-    settings = {key: value for key, value in knobs.model_dump().items() if key.startswith(("english_", "balance_", "added_tokens", "stage_base_"))}
-    recipe = fingerprint({**settings, "texts": read, "bf16": has_bf16()}, CODE[1:])
+    recipe = fingerprint({**training_settings(knobs), "tokens": knobs.stage_base_tokens, "texts": read, "bf16": has_bf16()}, CODE[1:])
     if not is_finished(folder, recipe):
         model, old = load_english(knobs, run, read)
         tokenizer = expand_tokenizer(old, learn_additions(old, [text for _, text in read["msa"]], knobs.added_tokens), knobs.added_tokens)

@@ -4,11 +4,13 @@ import numpy as np
 
 
 def wilson(count, n, level=0.95):
-    """Return (share, low, high): a proportion with its Wilson interval (statsmodels)."""
+    """Return {"value", "low", "high", "n"}: a share with its Wilson interval (statsmodels); None where n is 0."""
     from statsmodels.stats.proportion import proportion_confint
 
+    if not n:
+        return {"value": None, "low": None, "high": None, "n": 0}
     low, high = proportion_confint(count, n, alpha=1 - level, method="wilson")
-    return count / n, float(low), float(high)
+    return {"value": float(count / n), "low": float(low), "high": float(high), "n": n}
 
 
 def resample_weights(groups, resamples, seed=0):
@@ -31,11 +33,11 @@ def sum_by_group(values, codes):
 
 
 def bootstrap_mean(values, groups, resamples, seed=0, level=0.95):
-    """Return (mean, low, high): percentile bootstrap over groups of the mean of `values`."""
+    """Return {"value", "low", "high", "n"}: the mean of `values` with a percentile bootstrap over groups."""
     weights, codes = resample_weights(groups, resamples, seed)
     totals, sizes = weights @ sum_by_group(values, codes), weights @ sum_by_group(np.ones(len(codes)), codes)
     low, high = np.quantile(totals / sizes, [(1 - level) / 2, (1 + level) / 2])
-    return float(np.mean(values)), float(low), float(high)
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "n": len(values)}
 
 
 def paired_difference(first, second, groups, resamples, seed=0):
@@ -50,10 +52,10 @@ def paired_difference(first, second, groups, resamples, seed=0):
     change = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     _, codes = np.unique(np.asarray(groups), return_inverse=True)
     sums = sum_by_group(change, codes)
-    mean, low, high = bootstrap_mean(change, groups, resamples, seed)
+    mean = bootstrap_mean(change, groups, resamples, seed)
     test = permutation_test((sums, np.zeros_like(sums)), lambda a, b, axis: np.mean(a - b, axis=axis), vectorized=True,
                             permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(seed))
-    return {"difference": mean, "low": low, "high": high, "p": float(test.pvalue), "n": len(change), "groups": len(sums)}
+    return {"difference": mean["value"], "low": mean["low"], "high": mean["high"], "p": float(test.pvalue), "n": len(change), "groups": len(sums)}
 
 
 def independent_difference(first, second, first_groups, second_groups, resamples, seed=0):
@@ -113,7 +115,7 @@ def mcnemar_exact(first, second):
 
 
 def crossed_bootstrap(values, groups, seeds, resamples, seed=0, level=0.95):
-    """Return (mean, low, high) with scenarios and seeds both drawn anew, each as a whole (the pigeonhole bootstrap, Owen 2007).
+    """Return {"value", "low", "high", "n"}: a mean with scenarios and seeds both drawn anew, each as a whole (the pigeonhole bootstrap, Owen 2007).
 
     Wider than a bootstrap over scenarios alone when seeds disagree, and cautious: with few seeds it errs on the wide side.
     """
@@ -125,7 +127,7 @@ def crossed_bootstrap(values, groups, seeds, resamples, seed=0, level=0.95):
     sizes = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
     means = np.einsum("rg,gs,rs->r", weights, totals, seed_weights, optimize=True) / np.einsum("rg,gs,rs->r", weights, sizes, seed_weights, optimize=True)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(np.mean(values)), float(low), float(high)
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "n": len(values)}
 
 
 def seed_deviations(runs):

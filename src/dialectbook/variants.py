@@ -45,8 +45,8 @@ def quality_rows(results, resamples):
                 values, scenarios, _ = values_of(some, measure, dialect)
                 scale = 100 if measure in SHARES else 1
                 found = (ratio_of_sums(values, values_of(some, "characters", dialect)[0] / values_of(some, "characters", dialect)[0].mean(), scenarios, resamples)
-                         if measure == "bits" else dict(zip(("value", "low", "high"), (scale * v for v in bootstrap_mean(values, scenarios, resamples)))))
-                row[LABELS.get(measure, measure) + " %" * (measure in SHARES)] = interval(found, 3 if measure == "bits" else 1)
+                         if measure == "bits" else bootstrap_mean(values, scenarios, resamples))
+                row[LABELS.get(measure, measure) + " %" * (measure in SHARES)] = interval(found, 3 if measure == "bits" else 1, scale)
             same = [a == b for one, own in zip(some, results[0]) for a, b, d in zip(one["texts"], own["texts"], one["dialect"]) if d == dialect]
             row["kept of the gain by tuning %"] = interval(kept(results, bits, dialect, resamples), 1) if bits else None
             row["words"] = float(values_of(some, "words", dialect)[0].mean())
