@@ -81,7 +81,7 @@ def take(rows, tokenizer, budget, seed):
 
 
 def blend(data, tokenizer, budget, share, equal, seed):
-    """Return (rows, counts) of stage 2: dialect pairs, and English ones as `share` of all tokens.
+    """Return (rows, counts) of stage 2: dialect pairs, then English ones as `share` of all tokens (the Trainer shuffles them).
 
     `equal` says what `budget` (0: the tokens of all dialect pairs) holds: "total" all tokens, so that English takes the place
     of dialect, "dialect" the dialect tokens alone, so that English comes on top.
@@ -91,7 +91,7 @@ def blend(data, tokenizer, budget, share, equal, seed):
     own, own_tokens = take(data["pairs"], tokenizer, dialect, seed)
     other, other_tokens = take(data["english"], tokenizer, dialect * share / (1 - share), seed)
     rows = [{key: row[key] for key in ("prompt", "completion")} for row in own + other]
-    return random.Random(seed).sample(rows, len(rows)), {"dialect tokens": own_tokens, "English tokens": other_tokens}
+    return rows, {"dialect tokens": own_tokens, "English tokens": other_tokens}
 
 
 # ---- the base ------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def train_recipe(knobs, run, data, seed, stages=(1, 2), rank=0, embeddings=True,
         counts.update(own)
         if texts_as_pairs:
             texts, counts["text tokens"] = take(data["texts"], tokenizer, knobs.stage1_tokens or None, seed)
-            rows = random.Random(seed).sample(rows, len(rows)) + [{key: row[key] for key in ("prompt", "completion")} for row in texts]
+            rows += [{key: row[key] for key in ("prompt", "completion")} for row in texts]
     train(model, tokenizer, rows, knobs, seed, stages[-1])
     work = folder.with_name(f"{recipe}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
