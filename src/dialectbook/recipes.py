@@ -263,8 +263,9 @@ def front(points):
 
 def draw_pareto(run, base, first, blends, resamples):
     """Draw English against dialect, in bits per character on the left (lower left is best) and in items and answers on the right (upper
-    right is best): one point per blend with 95 % intervals, rings and a line where no other beats it."""
-    figure, axes = new_figure(width=9.5, height=4, columns=2)
+    right is best): one point per blend with 95 % intervals, rings and a line where no other beats it; the base's English as a line,
+    since its dialect is far outside."""
+    figure, axes = new_figure(width=9.5, height=4.6, columns=2)
     named = {"base": base, "after stage 1": first, **{label_of(*key): records for key, records in blends.items()}}
     shares, rows = sorted({share for share, _ in blends}), []
     for axis, (x, y), sign in zip(axes, (("English", "dialects"), (ITEMS, "dialect share")), (1, -1)):
@@ -272,14 +273,19 @@ def draw_pareto(run, base, first, blends, resamples):
         for label, records in named.items():
             one, two = ((mean_bits if name in SETS else mean_quality)(records, name, resamples) for name in (x, y))
             key = next((key for key in blends if label_of(*key) == label), None)
-            style = {"fmt": "s" if label == "base" else "D", "color": "#888888"} if key is None else {
+            rows.append({"model": label, "x": x, "y": y, **{f"x {k}": v for k, v in one.items() if k != "n"}, **{f"y {k}": v for k, v in two.items() if k != "n"}})
+            if label == "base":
+                axis.axvline(one["value"], color="#888888", linestyle=":", linewidth=1)
+                axis.text(one["value"], 0.98, f"base, {y} {two['value']:.3g} ", transform=axis.get_xaxis_transform(), rotation=90, ha="right", va="top",
+                          fontsize=6, color="#666666")
+                continue
+            style = {"fmt": "D", "color": "#888888"} if key is None else {
                 "fmt": "o" if key[1] == "total" or not key[0] else "^", "color": PAINT[shares.index(key[0]) % len(PAINT)]}
             axis.errorbar(one["value"], two["value"], xerr=errors([one]), yerr=errors([two]), capsize=0, elinewidth=0.6, markersize=6, label=label, **style)
             middle[label] = (one["value"], two["value"])
-            rows.append({"model": label, "x": x, "y": y, **{f"x {k}": v for k, v in one.items() if k != "n"}, **{f"y {k}": v for k, v in two.items() if k != "n"}})
         best = sorted(list(middle.values())[i] for i in front([(sign * a, sign * b) for a, b in middle.values()]))
         axis.plot(*zip(*best), "o--", color="black", linewidth=0.8, fillstyle="none", markersize=12, label="not beaten")
     axes[0].set(xlabel="English, bits per character", ylabel="dialects, bits per character", title="lower left is better")
     axes[1].set(xlabel="English items right, %", ylabel="answers in a Saudi dialect, %", title="upper right is better")
-    axes[0].legend(fontsize=6, labelspacing=0.9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, labelspacing=0.9)
     save_figure(figure, run, "replay_pareto", rows)
