@@ -4,8 +4,8 @@ import numpy as np
 
 from .english import continued
 from .findings import compare_runs, draw_curve, finding, mean_bits, rows_of_text, text_groups
-from .metrics import ratio_of_sums
 from .show import interval, new_figure, save_figure
+from .stats import ratio_of_sums
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SETS = ("MSA", "English", "Mixed")

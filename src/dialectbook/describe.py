@@ -14,7 +14,6 @@ from .data import DIACRITICS, DIALECTS
 from .files import UserError
 from .metrics import distinct_at_budget
 from .paths import DATA
-from .show import percent
 from .stats import wilson
 
 GROUPS = (*DIALECTS, "SAUDI", "EGY", "LEV", "MAGH", "GLF")  # SAUDI: said in both regions
@@ -140,7 +139,8 @@ def reading_figures(folder=DATA):
         entry = {"line": name}
         for dialect in DIALECTS:
             faults = [any(row[line] == "1" for line in lines) for row in sample if row["version"] == dialect]
-            entry[f"{dialect} (n = {len(faults)})"] = percent(wilson(sum(faults), len(faults)))
+            share = wilson(sum(faults), len(faults))
+            entry[f"{dialect} (n = {len(faults)})"] = f"{100 * share['value']:.0f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
         third.append(entry)
     return second, third
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from .stats import bootstrap_mean, resample_weights, sum_by_group, wilson
+from .stats import bootstrap_mean, ratio_of_sums, resample_weights, sum_by_group, wilson
 
 ECHO = re.compile(r"<\s*DIALECT\s*=\s*[^>]+>", re.IGNORECASE)
 NEAR_DUPLICATE = 0.90  # cosine of TF-IDF word 1-3-grams, as released
@@ -253,15 +253,6 @@ def self_bleu_sampled(texts, references, seed=0):
         else:
             scores.append(common.corpus_score([text], None).score)
     return scores
-
-
-def ratio_of_sums(numerators, denominators, groups, resamples, seed=0):
-    """Return sum(numerators) / sum(denominators) with a bootstrap interval over groups."""
-    weights, codes = resample_weights(groups, resamples, seed)
-    top, bottom = weights @ sum_by_group(numerators, codes), weights @ sum_by_group(denominators, codes)
-    low, high = np.quantile(top / bottom, [0.025, 0.975])
-    return {"value": float(np.sum(numerators) / np.sum(denominators)), "low": float(low), "high": float(high),
-            "n": len(numerators)}
 
 
 def normalize_arabic(text):

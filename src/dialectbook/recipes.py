@@ -8,14 +8,13 @@ from tqdm.auto import tqdm
 from .data import DIALECTS
 from .files import fingerprint, read_json, write_json
 from .findings import finding
-from .metrics import ratio_of_sums
 from .model import identity_of, load_base, load_tokenizer
 from .preference import outcomes
 from .retention import retention
 from .sample import sample_responses
 from .show import errors, interval, new_figure, save_figure
 from .stages import BLENDS, base_record, count_tokens, load_adapter, test_prompts, train_recipe
-from .stats import bootstrap_mean
+from .stats import bootstrap_mean, ratio_of_sums
 
 RECIPES = {"both stages": {}, "stage 2 alone": {"stages": (2,)}, "stage 2 alone, all texts": {"stages": (2,), "texts_as_pairs": True},
            "low rank only": {"embeddings": False}, "not rank-stabilised": {"rslora": False}}

@@ -40,6 +40,14 @@ def bootstrap_mean(values, groups, resamples, seed=0, level=0.95):
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "n": len(values)}
 
 
+def ratio_of_sums(numerators, denominators, groups, resamples, seed=0):
+    """Return {"value", "low", "high", "n"}: sum(numerators) / sum(denominators) with a percentile bootstrap over groups."""
+    weights, codes = resample_weights(groups, resamples, seed)
+    top, bottom = weights @ sum_by_group(numerators, codes), weights @ sum_by_group(denominators, codes)
+    low, high = np.quantile(top / bottom, [0.025, 0.975])
+    return {"value": float(np.sum(numerators) / np.sum(denominators)), "low": float(low), "high": float(high), "n": len(numerators)}
+
+
 def paired_difference(first, second, groups, resamples, seed=0):
     """Return the comparison of two outcomes on the same rows as a dict.
 

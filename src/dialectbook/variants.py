@@ -5,10 +5,9 @@ import numpy as np
 from .claims import load_claims, verdict_of
 from .data import DIALECTS
 from .findings import finding
-from .metrics import ratio_of_sums
 from .quantise import VARIANTS, speed_rows
 from .show import COLOURS, NAMES, interval, new_figure, save_figure
-from .stats import bootstrap_mean
+from .stats import bootstrap_mean, ratio_of_sums
 
 MEASURES = {"bits": "lower", "requested-dialect accuracy": "higher", "MSA share": "lower", "chrF++": "higher"}  # and which way is better
 SHARES = ("requested-dialect accuracy", "MSA share")  # shown in percent
