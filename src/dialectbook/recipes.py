@@ -275,8 +275,8 @@ def draw_pareto(run, base, first, blends, resamples):
             rows.append({"model": label, "x": x, "y": y, **{f"x {k}": v for k, v in one.items() if k != "n"}, **{f"y {k}": v for k, v in two.items() if k != "n"}})
             if label == "base":
                 axis.axvline(one["value"], color="#888888", linestyle=":", linewidth=1)
-                axis.text(one["value"], 0.02, f"base, {y} {two['value']:.2f} ", transform=axis.get_xaxis_transform(), rotation=90, ha="right", va="bottom",
-                          fontsize=6, color="#666666")
+                axis.text(one["value"], 0.98 if sign > 0 else 0.02, f"base, {y} {two['value']:.2f} ", transform=axis.get_xaxis_transform(),
+                          rotation=90, ha="right", va="top" if sign > 0 else "bottom", fontsize=6, color="#666666")  # away from the best corner
                 continue
             style = {"fmt": "D", "color": "#888888"} if key is None else {
                 "fmt": "o" if key[1] == "total" or not key[0] else "^", "color": PAINT[shares.index(key[0]) % len(PAINT)]}
