@@ -11,6 +11,7 @@ import sacrebleu
 from dialectbook import metrics, stats
 from dialectbook.bertscore import BertScorer
 from dialectbook.data import REGIONS, load_pool
+from dialectbook.show import percent
 
 POOL = load_pool()
 REFERENCES = [s["hijazi"]["response"] for s in POOL[:60]]
@@ -318,7 +319,9 @@ def test_crossed_bootstrap_knows_seeds():
 
 def test_an_estimate_of_nothing_is_no_number():
     """A share of no rows is neither 0 nor NaN."""
-    assert stats.wilson(0, 0) == {"value": None, "low": None, "high": None, "n": 0}
+    nothing = stats.wilson(0, 0)
+    assert nothing == {"value": None, "low": None, "high": None, "n": 0}
+    assert percent(nothing) is None and percent(stats.wilson(0, 10)).startswith("0.0 [0.0, ")
 
 
 def test_seed_deviations_tell_training_from_sampling():

@@ -197,7 +197,9 @@ def percent(entry):
 
 
 def interval(entry, digits=2, scale=1):
-    """Return a value with its interval, times `scale`, as text."""
+    """Return a value with its interval, times `scale`, as text; None, which a table shows as a dash, where there is no value."""
+    if entry["value"] is None:
+        return None
     value, low, high = (f"{scale * entry[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
